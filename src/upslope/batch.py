@@ -1,0 +1,270 @@
+"""Batch: the columns that a step gains on its way, with their shapes checked at the door.
+
+R rows (one sampled completion each), T positions (response tokens, ragged through `mask`), G groups.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upslope.errors import UsageError
+
+SOURCES = ("policy", "expert", "replay", "teacher")
+"""Meaning of the integers in the column `source`."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a known column means. `shape` is "R", "RT" or "RT*" (any further axes); `kind` its type of number."""
+
+    shape: str
+    kind: str
+    meaning: str
+    remedy: str = ""
+
+
+COLUMNS = {
+    "logp": Column("RT", "float", "log-prob of each token under the policy, with gradient"),
+    "mask": Column("RT", "bool", "tokens that the policy wrote and that are trained on (default: all)"),
+    "old_logp": Column("RT", "float", "log-prob under the policy before the update", "pass logp.detach() on-policy"),
+    "behavior_logp": Column("RT", "float", "log-prob under the distribution that was sampled from"),
+    "ref_logp": Column("RT", "float", "log-prob under the frozen reference policy", "or drop the part with PART=None"),
+    "entropy": Column("RT", "float", "entropy of the policy's next-token distribution, in nats"),
+    "value": Column("RT", "float", "the critic's value of the state before each token, with gradient"),
+    "old_value": Column("RT", "float", "the critic's value before the update", "pass value.detach() on-policy"),
+    "reward": Column("R", "float", "reward of the completion"),
+    "token_reward": Column("RT", "float", "reward per token, the completion's included"),
+    "valid": Column(
+        "R", "bool", "False where the reward failed: the row is left out of everything (default: all True)"
+    ),
+    "truncated": Column("R", "bool", "the completion hit the length limit"),
+    "advantage": Column("RT", "float", "advantage, constant; [R] is copied to the row's tokens"),
+    "returns": Column("RT", "float", "target of the critic"),
+    "weight": Column("RT", "float", "multiplies the surrogate, constant (default: ones)"),
+    "tokens": Column("RT", "int", "token ids"),
+    "turn": Column("RT", "int", "turn of a dialogue that a token belongs to"),
+    "prompt": Column("R", "int", "prompt that the row was conditioned on"),
+    "group": Column("R", "int", "rows that are compared with each other", "pass group=torch.arange(R) // G"),
+    "trajectory": Column("R", "int", "episode that the row belongs to"),
+    "source": Column("R", "int", f"where the row came from: index into {SOURCES}"),
+    "hidden": Column("RT*", "float", "hidden state that predicts each token"),
+    "log_distribution": Column("RT*", "float", "log-probs of the whole vocabulary"),
+}
+DTYPES = {"bool": torch.bool, "int": torch.int64}
+UNMASKED = {"token_reward", "log_distribution"}  # a reward may fall on a tool's token; -inf is a fair log-prob
+
+
+class Batch:
+    """Named columns over the same rows; immutable, `replace` makes the next one.
+
+        Batch(logp=..., old_logp=..., mask=..., reward=..., group=...)   # [R,T] [R,T] [R,T] [R] [R]
+
+    Only `logp` is required; any further column may be given by name, known (`upslope.batch.COLUMNS`) or your own, as
+    long as its first axis is R. Float token columns are set to 0 where `mask` is False, `group` is renumbered 0..G-1.
+    Raises UsageError for shapes that disagree, a mask without a trained token, NaN or infinite entries.
+    """
+
+    _columns: dict[str, Tensor]
+    _reader: object | None
+
+    def __init__(self, **columns: Any) -> None:
+        if columns.get("logp") is None:
+            raise UsageError("a Batch needs the column 'logp' [R, T]: the log-prob of each token under the policy.")
+        given = {name: _as_tensor(name, value) for name, value in columns.items() if value is not None}
+        logp = given["logp"]
+        if logp.ndim != 2:
+            raise UsageError(f"column 'logp' has shape {list(logp.shape)}; it must be [R, T], rows by token positions.")
+        mask = given.get("mask")
+        given["mask"] = torch.ones_like(logp, dtype=torch.bool) if mask is None else mask
+        if given.get("advantage") is not None and given["advantage"].shape == logp.shape[:1]:
+            given["advantage"] = given["advantage"].unsqueeze(1).expand_as(logp)
+        _check_shapes(given)
+        if not given["mask"].any():
+            raise UsageError(
+                "column 'mask' has no trained token in any row: nothing to learn from. Mark response tokens True."
+            )
+        _check_finite(given)
+        if "group" in given:
+            given["group"] = torch.unique(given["group"], return_inverse=True)[1]
+        object.__setattr__(
+            self, "_columns", {name: _masked(name, column, given["mask"]) for name, column in given.items()}
+        )
+        object.__setattr__(self, "_reader", None)
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        column = self._columns.get(name)
+        if column is not None:
+            return column
+        if name == "weight":
+            return torch.ones_like(self.logp)
+        if name == "valid":
+            return torch.ones(len(self), dtype=torch.bool, device=self.logp.device)
+        raise UsageError(self._absent(name))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise UsageError(f"a Batch does not change: write batch = batch.replace({name}=...).")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self.logp)
+
+    def __repr__(self) -> str:
+        return "Batch(" + ", ".join(f"{name} {list(column.shape)}" for name, column in self._columns.items()) + ")"
+
+    def replace(self, **columns: Any) -> "Batch":
+        """A Batch with these columns new or changed; None removes one. Checked as at construction."""
+        return self._with_reader(Batch(**{**self._columns, **columns}))
+
+    def select(self, rows: Tensor) -> "Batch":
+        """The rows [r] int64 (or a bool mask [R]) of every column."""
+        return self._with_reader(Batch(**{name: column[rows] for name, column in self._columns.items()}))
+
+    def only(self, names: frozenset[str]) -> "Batch":
+        """Just the columns named, and logp and mask."""
+        kept = names | {"logp", "mask"}
+        return self._with_reader(Batch(**{name: column for name, column in self._columns.items() if name in kept}))
+
+    def read_by(self, part: object | None) -> "Batch":
+        """The same batch, which names `part` in the error for an absent column."""
+        twin = object.__new__(Batch)
+        object.__setattr__(twin, "_columns", self._columns)
+        object.__setattr__(twin, "_reader", part)
+        return twin
+
+    @property
+    def length(self) -> Tensor:
+        """Trained tokens of each row, [R] float."""
+        return self.mask.sum(1).to(self.logp.dtype)
+
+    @property
+    def trained(self) -> Tensor:
+        """Rows with at least one trained token, [R] bool."""
+        return self.mask.any(1)
+
+    def masked_mean(self, column: Tensor) -> Tensor:
+        """Mean of a token column [R, T] over all trained tokens of the batch, scalar."""
+        return (column * self.mask).sum() / self.mask.sum()
+
+    def masked_std(self, column: Tensor, eps: float = 0.0) -> Tensor:
+        """sqrt(variance + eps) over all trained tokens, with n - 1 (0 variance for one token), scalar."""
+        centered = (column - self.masked_mean(column)) * self.mask
+        return ((centered**2).sum() / (self.mask.sum() - 1).clamp(min=1) + eps).sqrt()
+
+    def group_mean(self, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [G] of a row column [R] over the valid rows of each group, and how many those are, [G]."""
+        group = self.group
+        groups = int(group.max()) + 1
+        valid = self.valid.to(column.dtype)
+        count = torch.zeros(groups, dtype=column.dtype, device=column.device).index_add_(0, group, valid)
+        total = torch.zeros_like(count).index_add_(0, group, torch.where(self.valid, column, 0))
+        return total / count.clamp(min=1), count
+
+    def reward_within(self, low: float, high: float, *, part: object) -> Tensor:
+        """The rewards [R] of the valid rows, checked to lie in [low, high].
+
+        Raises UsageError naming the part, the first row outside and what to do.
+        """
+        outside = ((self.reward < low) | (self.reward > high)) & self.valid
+        if outside.any():
+            row = int(outside.nonzero()[0])
+            raise UsageError(
+                f"{type(part).__name__} needs rewards in [{low:g}, {high:g}], but row {row}{self._prompt_of(row)} has reward "
+                f"{float(self.reward[row]):g}; {int(outside.sum())} of {len(self)} rows are outside. Rescale in the task's "
+                f"verifier, or train with reward_range=(<lowest>, <highest>)."
+            )
+        return self.reward
+
+    def _prompt_of(self, row: int) -> str:
+        for key in ("prompt", "group"):
+            if key in self._columns:
+                return f" (prompt {int(self._columns[key][row])})"
+        return ""
+
+    def _with_reader(self, other: "Batch") -> "Batch":
+        return other.read_by(self._reader) if self._reader is not None else other
+
+    def _absent(self, name: str) -> str:
+        who = type(self._reader).__name__ if self._reader is not None else "this"
+        column = COLUMNS.get(name)
+        meaning = f" ({column.meaning})" if column else ""
+        shape = {"R": "[R]", "RT": "[R, T]", "RT*": "[R, T, ...]"}[column.shape] if column else "[R] or [R, T]"
+        remedy = f", {column.remedy}" if column and column.remedy else ""
+        return (
+            f"{who} reads the column '{name}'{meaning}, which this batch does not have; it has: "
+            f"{', '.join(sorted(self._columns))}. Pass Batch({name}=...) with shape {shape}{remedy}."
+        )
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"column '{name}' is not a rectangular array of numbers: {error}. Pad rows and use mask."
+        ) from None
+    kind = COLUMNS[name].kind if name in COLUMNS else None
+    if kind == "float" and not tensor.is_floating_point():
+        return tensor.to(torch.get_default_dtype())
+    if kind in DTYPES:
+        return tensor.to(DTYPES[kind])
+    return tensor
+
+
+def _check_shapes(given: Mapping[str, Tensor]) -> None:
+    rows, width = given["logp"].shape
+    for name, tensor in given.items():
+        known = COLUMNS[name].shape if name in COLUMNS else "R"
+        wanted = {"R": (rows,), "RT": (rows, width), "RT*": (rows, width)}[known]
+        exact = name in COLUMNS and known != "RT*"
+        fits = tensor.shape == wanted if exact else tensor.shape[: len(wanted)] == wanted
+        if not fits:
+            letters = "[R]" if known == "R" else "[R, T]"
+            raise UsageError(
+                f"column '{name}' has shape {list(tensor.shape)}, but logp is {[rows, width]}: '{name}' must be {letters} = "
+                f"{list(wanted)}. One row per completion, one position per response token, short rows padded."
+            )
+
+
+def _check_finite(given: Mapping[str, Tensor]) -> None:
+    valid = given.get("valid")
+    for name, tensor in given.items():
+        if not tensor.is_floating_point():
+            continue
+        finite = tensor.isfinite()
+        if name == "log_distribution" or bool(finite.all()):
+            continue
+        matters = given["mask"] if tensor.ndim >= 2 and tensor.shape[:2] == given["mask"].shape else None
+        if valid is not None:
+            matters = valid.view(-1, *[1] * (tensor.ndim - 1)) if matters is None else matters & valid.unsqueeze(1)
+        if matters is not None:
+            finite = finite | ~matters.view(*matters.shape, *[1] * (tensor.ndim - matters.ndim))
+        if not finite.all():
+            place = (~finite).nonzero()[0].tolist()
+            where = f"row {place[0]}" + (f", position {place[1]}" if len(place) > 1 else "")
+            value = float(tensor[tuple(place)])
+            raise UsageError(
+                f"column '{name}' is {value} at {where}; {int((~finite).sum())} entries are not finite. Mask those tokens, set "
+                f"valid=False for a failed reward, or look for the overflow where '{name}' is made."
+            )
+
+
+def _masked(name: str, column: Tensor, mask: Tensor) -> Tensor:
+    """Float columns are 0 where nothing is trained: a NaN at a padded position must not reach a gradient."""
+    if not column.is_floating_point():
+        return column
+    if column.shape[:2] == mask.shape and name not in UNMASKED:
+        keep = mask.view(*mask.shape, *[1] * (column.ndim - 2))
+        return torch.where(keep, column, 0.0)
+    if name == "reward":
+        return torch.where(column.isfinite(), column, 0.0)
+    return column

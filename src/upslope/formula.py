@@ -1,0 +1,25 @@
+"""A recipe's objective in words and symbols, for `describe`, the report and the method pages."""
+
+from upslope.recipe import Recipe, Term, as_tuple
+
+
+def objective(recipe: Recipe) -> list[str]:
+    """Lines such as `loss = mean over rows of [ ... + 0.04 * k3(logp, ref_logp) ]`, then one per stage before it."""
+    main, *further = recipe.all_terms()
+    lines = [f"loss = {_term(main, weighted=recipe.weight is not None)}"]
+    lines += [f"     + {term.coefficient:g} * {_term(term, weighted=False)}" for term in further]
+    for symbol, stage in (("R", "reward"), ("A", "advantage"), ("w", "weight")):
+        lines += [f"  {symbol} = {part.describe()}" for part in as_tuple(getattr(recipe, stage))]
+    if any("r," in line or " r" in line for line in lines) and "old_logp" in recipe.needs:
+        lines.append("  r = exp(logp - old_logp)")
+    if recipe.critic is not None:
+        lines.append(f"critic loss = mean over tokens of {recipe.critic.describe()}")
+    return lines
+
+
+def _term(term: Term, *, weighted: bool) -> str:
+    inner = " + ".join(
+        [("w * " if weighted else "") + term.surrogate.describe(), *(part.describe() for part in term.regularizer)]
+    )
+    rows = f" on {term.rows.describe()}" if term.rows is not None else ""
+    return f"{term.aggregate.describe()}{rows} of [ {inner} ]"

@@ -1,0 +1,103 @@
+"""How token or sequence losses become one number: each part returns what the losses are multiplied by before the sum.
+
+The multipliers are made once per (mini-)batch, so a loss split into micro-batches adds up to the whole.
+Sources: verl `agg_loss`, TRL `loss_type`; the formulas are those of the methods' papers.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from upslope.batch import Batch
+from upslope.errors import UsageError
+from upslope.recipe import Part
+
+
+@dataclass(frozen=True)
+class TokenMean(Part):
+    """Sum over trained tokens / number of trained tokens of the batch (DAPO, CISPO). [R, T]"""
+
+    formula: ClassVar[str] = "mean over the batch's tokens"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return batch.mask / batch.mask.sum()
+
+
+@dataclass(frozen=True)
+class SequenceMean(Part):
+    """Mean over a sequence's trained tokens, then over sequences that have any (GRPO). [R, T]"""
+
+    formula: ClassVar[str] = "mean over sequences of the mean over tokens"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return batch.mask / batch.length.clamp(min=1).unsqueeze(1) / batch.trained.sum()
+
+
+@dataclass(frozen=True)
+class SequenceSum(Part):
+    """Sum over a sequence's trained tokens, mean over sequences that have any (REINFORCE, RLOO, LUSPO). [R, T]"""
+
+    formula: ClassVar[str] = "mean over sequences of the sum over tokens"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return batch.mask / batch.trained.sum()
+
+
+@dataclass(frozen=True)
+class ConstantSum(Part):
+    """Sum over tokens / (number of sequences * `length`), a constant length (Dr. GRPO). [R, T]
+
+    `length` None takes the batch's width T: verl's default, which then depends on padding.
+    """
+
+    length: int | None = 1024
+    formula: ClassVar[str] = "mean over sequences of (sum over tokens / {length})"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        width = batch.logp.shape[1] if self.length is None else self.length
+        return batch.mask / (batch.trained.sum() * width)
+
+
+@dataclass(frozen=True)
+class TokenSum(Part):
+    """Sum over all trained tokens times `scale`. [R, T]"""
+
+    scale: float = 1.0
+    formula: ClassVar[str] = "{scale} * sum over the batch's tokens"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return batch.mask * self.scale
+
+
+@dataclass(frozen=True)
+class LocalTokenMean(Part):
+    """Token mean within each run of `rows` consecutive rows, then the mean over the runs. [R, T]
+
+    What a token mean becomes when each device or micro-batch divides by its own tokens (TRL's loss_type="bnpo").
+    Raises UsageError where the runs do not divide the batch.
+    """
+
+    rows: int = 8
+    formula: ClassVar[str] = "mean over runs of {rows} rows of the mean over tokens"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        if len(batch) % self.rows:
+            raise UsageError(
+                f"LocalTokenMean(rows={self.rows}) does not divide a batch of {len(batch)} rows. Set rows to a divisor."
+            )
+        tokens = batch.mask.view(-1, self.rows * batch.mask.shape[1]).sum(1)
+        share = 1.0 / tokens.clamp(min=1) / len(tokens)
+        return batch.mask * share.repeat_interleave(self.rows).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class RowMean(Part):
+    """Mean over sequences that have a trained token, for a surrogate that gives one loss per sequence. [R]"""
+
+    level: ClassVar[str] = "sequence"
+    formula: ClassVar[str] = "mean over sequences"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return batch.trained.to(torch.get_default_dtype()) / batch.trained.sum()

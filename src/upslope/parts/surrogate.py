@@ -1,0 +1,73 @@
+"""What is differentiated: losses per token [R, T] or per sequence [R], to be minimised."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from upslope.batch import Batch
+from upslope.recipe import Part, Stats
+
+
+@dataclass(frozen=True)
+class PolicyGradient(Part):
+    """The score function: -A logp per token. Its gradient is REINFORCE's (Williams 1992)."""
+
+    formula: ClassVar[str] = "-A logp"
+    needs: ClassVar[frozenset[str]] = frozenset({"advantage"})
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return -batch.advantage * batch.logp
+
+
+@dataclass(frozen=True)
+class ClippedRatio(Part):
+    """PPO's pessimistic clip per token: max(-A r, -A clip(r, ratio_low, ratio_high)), r = exp(logp - old_logp).
+
+    `dual` (c > 1) bounds the loss of negative advantages: min(loss, -A c) where A < 0. The log-ratio is kept within +-20, as
+    verl does, so that r stays finite; a token beyond has no gradient. Source: Schulman et al. 2017 (arXiv:1707.06347), eq. 7.
+    """
+
+    ratio_low: float = 0.8
+    ratio_high: float = 1.2
+    dual: float | None = None
+    needs: ClassVar[frozenset[str]] = frozenset({"advantage", "old_logp"})
+
+    def describe(self) -> str:
+        clipped = f"max(-A r, -A clip(r, {self.ratio_low:g}, {self.ratio_high:g}))"
+        return clipped if self.dual is None else f"[{clipped}; at most -{self.dual:g} A where A < 0]"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        ratio = token_ratio(batch)
+        loss = clip_loss(batch.advantage, ratio, self.ratio_low, self.ratio_high)
+        if self.dual is not None:
+            loss = torch.where(batch.advantage < 0, torch.minimum(loss, -batch.advantage * self.dual), loss)
+        return loss
+
+    def stats(self, batch: Batch) -> Stats:
+        return clip_stats(batch.advantage, token_ratio(batch), self.ratio_low, self.ratio_high)
+
+
+def token_ratio(batch: Batch) -> Tensor:
+    """exp(logp - old_logp) [R, T], the exponent kept within +-20."""
+    return (batch.logp - batch.old_logp).clamp(-20.0, 20.0).exp()
+
+
+def clip_loss(advantage: Tensor, ratio: Tensor, low: float, high: float) -> Tensor:
+    """max(-A r, -A clip(r, low, high)), elementwise; a tie takes the unclipped branch's gradient."""
+    plain, clipped = -advantage * ratio, -advantage * ratio.clamp(low, high)
+    return torch.where(clipped > plain, clipped, plain)
+
+
+def clip_stats(advantage: Tensor, ratio: Tensor, low: float, high: float) -> Stats:
+    """Shares of tokens (or rows) whose gradient the clip removes, by the bound, and the estimated KL(old || new)."""
+    above = (ratio > high) & (advantage > 0)
+    below = (ratio < low) & (advantage < 0)
+    return {
+        "ratio/clip_fraction": (above | below).to(ratio.dtype),
+        "ratio/clip_fraction_high": above.to(ratio.dtype),
+        "ratio/clip_fraction_low": below.to(ratio.dtype),
+        "ratio/mean": ratio,
+        "ratio/kl": ratio - 1 - ratio.log(),
+    }

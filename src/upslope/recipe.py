@@ -1,0 +1,288 @@
+"""Recipe: a published method as parts. `prepare` once per step without gradient, `loss` per micro-batch, linear in the split."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, overload
+
+import torch
+from torch import Tensor
+
+from upslope.batch import Batch
+from upslope.errors import UsageError
+
+Level = Literal["token", "sequence"]
+State = dict[str, Any]
+Stats = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Plain settings and a `__call__`. Subclasses are frozen dataclasses; what they remember is passed in and out.
+
+    needs      columns read besides logp and mask; a property where they depend on settings
+    formula    the part in one line for `describe`, with {setting} places
+    stateful   True: `init()` gives the first state and the call is `(batch, state) -> (result, state)`
+    couples_group   True: the loss of a row depends on its group, so micro-batches keep groups whole
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    formula: ClassVar[str] = ""
+    stateful: ClassVar[bool] = False
+    couples_group: ClassVar[bool] = False
+
+    def __call__(self, *args: Any) -> Any:
+        raise NotImplementedError
+
+    def init(self) -> State:
+        """The state before the first step: nested dicts of tensors, numbers and strings."""
+        return {}
+
+    def stats(self, batch: Batch) -> Stats:
+        """Diagnostics per token [R, T] or per row [R], logged as batch-wide means; called without gradient."""
+        return {}
+
+    def describe(self) -> str:
+        """`formula` with the settings filled in."""
+        return self.formula.format(**{f.name: getattr(self, f.name) for f in fields(self)})
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
+        return f"{type(self).__name__}({settings})"
+
+
+Parts = Part | tuple[Part, ...] | None
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of a step's loss: a surrogate on some rows, aggregated over those rows only, times `coefficient`.
+
+    `rows` maps the batch to a bool mask [R]; None takes every row. `weighted` applies the column `weight`.
+    """
+
+    surrogate: Part
+    aggregate: Part
+    rows: Part | None = None
+    coefficient: float = 1.0
+    regularizer: tuple[Part, ...] = ()
+    weighted: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The parts of a method, one field per stage; every stage but `surrogate` and `aggregate` may be None.
+
+        reward -> advantage -> weight -> surrogate + regularizer -> aggregate        (+ further `terms`)
+
+    `rollout`, `update`, `curriculum` and `critic` are read by the trainer. A stage may hold a tuple of parts: rewards and
+    weights apply in that order, regularizers add up. Build variants with `replace`, settings with `with_settings`.
+    """
+
+    surrogate: Part
+    aggregate: Part
+    reward: Parts = None
+    advantage: Part | None = None
+    weight: Parts = None
+    regularizer: Parts = None
+    rows: Part | None = None
+    terms: tuple[Term, ...] = ()
+    rollout: Part | None = None
+    update: Part | None = None
+    curriculum: Part | None = None
+    critic: Part | None = None
+    name: str = field(default="recipe", compare=False)
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Stats]:
+        """The loss (scalar, to be minimised) and its statistics for a whole batch: `prepare`, then `loss`."""
+        return self.loss(self.prepare(batch))
+
+    def replace(self, **stages: Any) -> "Recipe":
+        """The recipe with other parts."""
+        return replace(self, **stages)
+
+    def stages(self) -> Iterator[tuple[str, Part]]:
+        """(stage, part) pairs in the order of the step; a tuple gives one pair per part."""
+        for stage in STAGES:
+            for part in as_tuple(getattr(self, stage)):
+                yield stage, part
+        for index, term in enumerate(self.terms):
+            for part in (term.rows, term.surrogate, *term.regularizer, term.aggregate):
+                if part is not None:
+                    yield f"terms[{index}]", part
+
+    def parts(self) -> dict[str, Part]:
+        """Stage -> part; where a stage holds several, `stage.ClassName` -> part."""
+        pairs = list(self.stages())
+        count = [stage for stage, _ in pairs]
+        return {stage if count.count(stage) == 1 else f"{stage}.{type(part).__name__}": part for stage, part in pairs}
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Columns that the recipe reads from outside, besides logp and mask."""
+        needed: set[str] = set()
+        made: set[str] = set()
+        for stage, part in self.stages():
+            if stage not in TRAINER_STAGES:
+                needed |= part.needs - made
+                made |= MADE_BY.get(stage, frozenset())
+        return frozenset(needed)
+
+    @property
+    def keep_groups(self) -> bool:
+        """Whether a micro-batch must hold whole groups."""
+        return any(part.couples_group for _, part in self.stages())
+
+    @property
+    def level(self) -> Level:
+        """Whether the main surrogate gives a loss per token [R, T] or per sequence [R]."""
+        return getattr(self.surrogate, "level", "token")
+
+    def check(self) -> "Recipe":
+        """Raises UsageError where a surrogate and its aggregate do not fit, or a part rejects its settings."""
+        for term in self.all_terms():
+            level, takes = getattr(term.surrogate, "level", "token"), getattr(term.aggregate, "level", "token")
+            if level != takes:
+                fitting = (
+                    "RowMean()" if level == "sequence" else "TokenMean(), SequenceMean(), SequenceSum(), ConstantSum(n)"
+                )
+                raise UsageError(
+                    f"{self.name}: {type(term.surrogate).__name__} gives one loss per {level}, but "
+                    f"{type(term.aggregate).__name__} aggregates per {takes}. Use aggregate={fitting}."
+                )
+        return self
+
+    def init(self) -> State:
+        """The first state of every stateful part, keyed as in `parts()`."""
+        return {key: part.init() for key, part in self.parts().items() if part.stateful}
+
+    @overload
+    def prepare(self, batch: Batch) -> Batch: ...
+    @overload
+    def prepare(self, batch: Batch, state: State) -> tuple[Batch, State]: ...
+    @torch.no_grad()
+    def prepare(self, batch: Batch, state: State | None = None) -> Batch | tuple[Batch, State]:
+        """Rewards, advantages, weights and denominators of the whole batch, without gradient.
+
+        With the `state` of the step before, returns the next one too; without, every part starts from `init()`.
+        Rows whose reward failed (`valid` False) are masked out of the loss and of every denominator.
+        """
+        states = self.init() if state is None else dict(state)
+        if "valid" in batch:
+            if not batch.valid.any():
+                raise UsageError(
+                    "every row's reward failed (column 'valid' is all False): there is nothing to learn from."
+                )
+            batch = batch.replace(mask=batch.mask & batch.valid.unsqueeze(1))
+        keys = {id(part): key for key, part in self.parts().items()}
+
+        def call(part: Part, batch: Batch) -> Any:
+            if not part.stateful:
+                return part(batch.read_by(part))
+            result, states[keys[id(part)]] = part(batch.read_by(part), states[keys[id(part)]])
+            return result
+
+        for part in as_tuple(self.reward):
+            shaped = call(part, batch)
+            batch = batch.replace(**{"token_reward" if shaped.ndim == 2 else "reward": shaped})
+        if self.advantage is not None:
+            advantage = call(self.advantage, batch)
+            batch = batch.replace(**(advantage if isinstance(advantage, dict) else {"advantage": advantage}))
+        for part in as_tuple(self.weight):
+            batch = batch.replace(weight=batch.weight * call(part, batch))
+        batch = self.denominators(batch.read_by(None))
+        return batch if state is None else (batch, states)
+
+    @torch.no_grad()
+    def denominators(self, batch: Batch) -> Batch:
+        """The columns by which `loss` multiplies: what is divided by what, over this batch as a whole.
+
+        Called by `prepare`; a trainer calls it again for each mini-batch, since a mini-batch has its own denominators.
+        """
+        columns: dict[str, Tensor] = {
+            "token_share": batch.mask / batch.mask.sum(),
+            "row_share": batch.trained / batch.trained.sum(),
+        }
+        for index, term in enumerate(self.all_terms()):
+            rows = torch.ones_like(batch.trained) if term.rows is None else term.rows(batch.read_by(term.rows))
+            within = batch.mask & rows.unsqueeze(1)
+            scale, penalty_scale = torch.zeros_like(batch.logp), torch.zeros_like(batch.logp)
+            if within.any():
+                inner = batch.replace(mask=within)
+                scale = term.aggregate(inner.read_by(term.aggregate))
+                penalty_scale = (
+                    scale
+                    if scale.ndim == 2
+                    else inner.mask / inner.length.clamp(min=1).unsqueeze(1) * scale.unsqueeze(1)
+                )
+            elif getattr(term.aggregate, "level", "token") == "sequence":
+                scale = torch.zeros_like(batch.logp[:, 0])
+            columns[f"scale_{index}"] = scale
+            columns[f"penalty_scale_{index}"] = penalty_scale
+        return batch.replace(**columns)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Stats]:
+        """The loss of a prepared micro-batch. Pure, and linear: losses and statistics of micro-batches add up.
+
+        Statistics are sums over denominators of the whole batch, so they add up too.
+        """
+        total = batch.logp.new_zeros(())
+        stats: Stats = {}
+        for index, term in enumerate(self.all_terms()):
+            per = term.surrogate(batch.read_by(term.surrogate))
+            weight = 1.0
+            if term.weighted and "weight" in batch:
+                weight = batch.weight if per.ndim == 2 else _row_weight(batch)
+            contribution = (per * weight * getattr(batch, f"scale_{index}")).sum()
+            for part in term.regularizer:
+                contribution = (
+                    contribution + (part(batch.read_by(part)) * getattr(batch, f"penalty_scale_{index}")).sum()
+                )
+            total = total + term.coefficient * contribution
+            if self.terms:
+                stats[f"loss/{index}"] = contribution.detach()
+        stats["loss"] = total.detach()
+        return total, {**stats, **self._stats(batch)}
+
+    @torch.no_grad()
+    def _stats(self, batch: Batch) -> Stats:
+        found: Stats = {}
+        for stage, part in self.stages():
+            if stage in TRAINER_STAGES:
+                continue
+            for name, column in part.stats(batch.read_by(part)).items():
+                share = batch.token_share if column.ndim == 2 else batch.row_share
+                found[name] = (column * share).sum()
+        return found
+
+    def all_terms(self) -> tuple[Term, ...]:
+        """The main line as a term, then `terms`."""
+        main = Term(self.surrogate, self.aggregate, self.rows, regularizer=as_tuple(self.regularizer), weighted=True)
+        return (main, *self.terms)
+
+
+STAGES = (
+    "curriculum", "rollout", "reward", "critic", "advantage", "weight", "rows", "surrogate", "regularizer", "aggregate", "update",
+)  # fmt: skip
+TRAINER_STAGES = frozenset({"curriculum", "rollout", "critic", "update"})
+MADE_BY = {
+    "reward": frozenset({"token_reward"}),
+    "advantage": frozenset({"advantage", "returns"}),
+    "weight": frozenset({"weight"}),
+}
+
+
+def as_tuple(parts: Parts) -> tuple[Part, ...]:
+    """The parts of a stage as a tuple."""
+    return () if parts is None else parts if isinstance(parts, tuple) else (parts,)
+
+
+def _row_weight(batch: Batch) -> Tensor:
+    """A per-token weight met by a per-sequence loss must be the same on all tokens of a row."""
+    high = torch.where(batch.mask, batch.weight, -torch.inf).amax(1)
+    low = torch.where(batch.mask, batch.weight, torch.inf).amin(1)
+    if not torch.equal(high, low):
+        raise UsageError(
+            "this recipe's surrogate gives one loss per sequence, so a weight that differs within a sequence has no place in it. "
+            "Use a surrogate per token (ClippedRatio), or weigh whole rows."
+        )
+    return torch.where(batch.trained, high, 0.0)

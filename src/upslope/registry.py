@@ -1,0 +1,246 @@
+"""The methods: found as files, described without importing them, made by name.
+
+A method is a file `methods/<family>/<name>.py`: module docstring = its page, one function decorated with `@method`, and
+presets of the same formula in other systems' conventions, decorated with `@preset`.
+"""
+
+import ast
+import difflib
+import functools
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upslope.errors import UsageError
+
+if TYPE_CHECKING:
+    from upslope.recipe import Parts, Recipe
+
+METHODS = Path(__file__).parent / "methods"
+HEADINGS = ("Differs from", "Limits", "Expects", "Source", "Deviations", "Not this")
+
+
+def method(*, paper: str, title: str, parent: str | None = None) -> Callable:
+    """Marks a function without arguments as the recipe of the file it stands in.
+
+    `paper` is an arXiv number (or a citation where there is none), `title` the paper's, `parent` the method it differs from.
+    """
+    return _marked("method", {"paper": paper, "title": title, "parent": parent})
+
+
+def preset(system: str, *, version: str) -> Callable:
+    """Marks a function as the file's method in another system's convention, made as `name@system`."""
+    return _marked("preset", {"system": system, "version": version})
+
+
+def _marked(kind: str, facts: dict[str, Any]) -> Callable:
+    def decorate(function: "Callable[[], Recipe]") -> "Callable[[], Recipe]":
+        @functools.wraps(function)
+        def build() -> "Recipe":
+            recipe = function()
+            name = (
+                function.__name__
+                if kind == "method"
+                else f"{Path(function.__code__.co_filename).stem}@{facts['system']}"
+            )
+            return recipe.replace(name=name).check()
+
+        return build
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method's file says about it, read without importing it. `presets` maps a system to (function, version)."""
+
+    name: str
+    family: str
+    title: str
+    paper: str
+    parent: str | None
+    page: str
+    file: Path
+    function: str
+    presets: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """The first line of the page."""
+        return self.page.strip().splitlines()[0]
+
+    @property
+    def url(self) -> str | None:
+        """The paper on arXiv, if `paper` is an arXiv number."""
+        return f"https://arxiv.org/abs/{self.paper}" if re.fullmatch(r"\d{4}\.\d{4,5}", self.paper) else None
+
+    def section(self, heading: str) -> str | None:
+        """The text under one of HEADINGS in the page, or None."""
+        return self.sections().get(heading)
+
+    def sections(self) -> dict[str, str]:
+        """Heading -> text, in the order of the page; "Formula" is what stands before the first heading."""
+        found = {"Formula": ""}
+        current = "Formula"
+        for line in self.page.strip().splitlines()[1:]:
+            match = re.match(rf"({'|'.join(HEADINGS)})([^:]*):\s*(.*)", line)
+            if match:
+                current = match[1]
+                found[current] = f"{match[2].strip()}: {match[3]}" if match[2].strip() else match[3]
+            else:
+                found[current] += "\n" + (line if current == "Formula" else line.strip())
+        return {heading: text.strip("\n") for heading, text in found.items()}
+
+
+@functools.cache
+def read_method(file: Path) -> Method:
+    """The facts of a method's file, by parsing it. Raises UsageError if it is not the file of a method."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, SyntaxError) as error:
+        raise UsageError(f"cannot read a method from {file}: {error}.") from None
+    marks = [
+        (function.name, call.func.id, {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}, call.args)
+        for function in tree.body
+        if isinstance(function, ast.FunctionDef)
+        for call in function.decorator_list
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+    ]
+    methods = [(name, facts) for name, mark, facts, _ in marks if mark == "method"]
+    if len(methods) != 1:
+        raise UsageError(f"{file} has {len(methods)} functions marked @method; the file of a method has one.")
+    name, facts = methods[0]
+    if name != file.stem:
+        raise UsageError(f"{file}: the function marked @method is '{name}'; name it '{file.stem}', as the file.")
+    presets = {
+        ast.literal_eval(args[0]): (function, facts["version"])
+        for function, mark, facts, args in marks
+        if mark == "preset"
+    }
+    return Method(
+        name=name,
+        family=file.parent.name,
+        title=facts["title"],
+        paper=facts["paper"],
+        parent=facts.get("parent"),
+        page=ast.get_docstring(tree) or "",
+        file=file,
+        function=name,
+        presets=presets,
+    )
+
+
+@functools.cache
+def _files() -> dict[str, Path]:
+    return {file.stem: file for file in sorted(METHODS.glob("*/*.py")) if not file.stem.startswith("_")}
+
+
+def list_methods(query: str = "", *, family: str | None = None) -> list[str]:
+    """Names of the methods whose name, title or summary holds every word of `query`, sorted; no method is imported.
+
+    Raises UsageError for a family that does not exist.
+    """
+    files = _files()
+    families = sorted({file.parent.name for file in files.values()})
+    if family is not None and family not in families:
+        raise UsageError(f"no family '{family}'. There is: {', '.join(families)}.")
+    chosen = [name for name, file in sorted(files.items()) if family in (None, file.parent.name)]
+    words = query.lower().split()
+    if not words:
+        return chosen
+    found = [(name, read_method(files[name])) for name in chosen]
+    return [name for name, m in found if all(w in f"{name} {m.title} {m.summary} {m.paper}".lower() for w in words)]
+
+
+def find(name: str) -> Method:
+    """The method of this name (a preset's `name@system`, or a path to a method's file). UsageError names near misses."""
+    base, _, system = name.partition("@")
+    files = _files()
+    if base.endswith(".py"):
+        found = read_method(Path(base).resolve())
+    elif base in files:
+        found = read_method(files[base])
+    elif base.lower().replace("-", "_").replace(".", "_") in files:
+        found = read_method(files[base.lower().replace("-", "_").replace(".", "_")])
+    else:
+        close = difflib.get_close_matches(base.lower(), files, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(close)}?" if close else " `upslope methods` lists them."
+        raise UsageError(f"no method '{base}'.{hint}")
+    if system and system not in found.presets:
+        there = ", ".join(f"{found.name}@{s}" for s in found.presets) or "none"
+        raise UsageError(f"'{found.name}' has no preset '@{system}'. Presets: {there}.")
+    return found
+
+
+def make(name: str, **settings: Any) -> "Recipe":
+    """The recipe of a method, a preset (`grpo@trl`) or a method's file, with settings overridden by name.
+
+        make("grpo", ratio_high=1.28)             a setting, by its field
+        make("grpo", advantage="rloo")            a stage, by the method that has the part (or a Part, or None)
+        make("ppo_llm", **{"advantage.eps": 0})   stage.setting, where two parts share the name
+
+    Raises UsageError for an unknown name, and for a setting that no part reads.
+    """
+    from upslope.settings import with_settings
+
+    return with_settings(_build(name), settings, _part_named)
+
+
+def _build(name: str) -> "Recipe":
+    found = find(name)
+    system = name.partition("@")[2]
+    module = _import(found)
+    return getattr(module, found.presets[system][0] if system else found.function)()
+
+
+def _import(found: Method) -> Any:
+    if METHODS in found.file.parents:
+        return importlib.import_module(f"upslope.methods.{found.family}.{found.name}")
+    key = f"upslope_method_{found.name}_{abs(hash(found.file))}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, found.file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise UsageError(f"{found.file} fails on import: {type(error).__name__}: {error}.") from error
+        sys.modules[key] = module
+    return sys.modules[key]
+
+
+def _part_named(stage: str, name: str) -> "Parts":
+    return getattr(_build(name), stage)
+
+
+def describe(name: str, **settings: Any) -> str:
+    """The assembled objective as a formula, the parts with their settings, the paper and the known deviations."""
+    from upslope.formula import objective
+
+    found, recipe = find(name), make(name, **settings)
+    width = max(len(key) for key in recipe.parts())
+    lines = [f"{recipe.name}: {found.title}", f"{found.url or found.paper}", "", *objective(recipe), "", "parts"]
+    lines += [f"  {key:<{width}}  {part}" for key, part in recipe.parts().items()]
+    lines += [f"reads {', '.join(sorted(recipe.needs)) or 'nothing'} besides logp and mask"]
+    for heading in ("Expects", "Deviations", "Not this"):
+        text = found.section(heading)
+        if text:
+            lines += ["", f"{heading}: " + " ".join(text.split())]
+    return "\n".join(lines)
+
+
+def diff(one: str, other: str) -> str:
+    """The parts and settings in which two methods differ, one line each; "" where there is no difference."""
+    first, second = make(one).parts(), make(other).parts()
+    lines = []
+    for key in sorted({*first, *second}, key=list({**first, **second}).index):
+        a, b = first.get(key), second.get(key)
+        if a != b:
+            lines.append(f"{key}\n  {one}: {a}\n  {other}: {b}")
+    return "\n".join(lines)

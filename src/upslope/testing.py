@@ -1,0 +1,177 @@
+"""The contract that every method keeps, for our tests and for anybody's own methods: `check_method(name)`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upslope.batch import Batch
+from upslope.errors import UsageError
+from upslope.recipe import Recipe
+from upslope.registry import HEADINGS, find, make
+
+
+def batch_of(
+    rewards: Sequence[Sequence[float]], *, lengths: Sequence[int] | None = None, seed: int = 0, **columns: Any
+) -> Batch:
+    """A batch with one group per list of rewards, on-policy (old_logp = logp), float64, with every column a method may read.
+
+    `lengths` gives each row's number of tokens (default: drawn from 1..5, seeded); further columns replace or add to the rest.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    reward = torch.tensor([r for group in rewards for r in group], dtype=torch.float64)
+    rows = len(reward)
+    length = torch.randint(1, 6, (rows,), generator=generator) if lengths is None else torch.tensor(lengths)
+    mask = torch.arange(int(length.max())) < length.unsqueeze(1)
+    logp = -normal(*mask.shape).abs() - 0.1
+    group = torch.repeat_interleave(torch.arange(len(rewards)), torch.tensor([len(group) for group in rewards]))
+    made = {
+        "logp": logp,
+        "old_logp": logp.clone(),
+        "behavior_logp": logp.clone(),
+        "ref_logp": logp + 0.1 * normal(*mask.shape),
+        "mask": mask,
+        "entropy": normal(*mask.shape).abs(),
+        "value": normal(*mask.shape),
+        "old_value": normal(*mask.shape),
+        "reward": reward,
+        "group": group,
+        "prompt": group,
+        "trajectory": torch.arange(rows),
+        "source": torch.zeros(rows),
+        "truncated": torch.zeros(rows, dtype=torch.bool),
+        "tokens": torch.randint(0, 7, mask.shape, generator=generator),
+    }
+    return Batch(**{**made, **columns})
+
+
+def value_and_gradient(recipe: Recipe, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The loss of a prepared batch and its gradient with respect to logp, [R, T] (0 where nothing depends on it)."""
+    logp = batch.logp.detach().clone().requires_grad_()
+    loss, _ = recipe.loss(batch.replace(logp=logp))
+    (gradient,) = torch.autograd.grad(loss, logp, allow_unused=True) if loss.requires_grad else (None,)
+    return loss.detach(), torch.zeros_like(logp) if gradient is None else gradient
+
+
+REWARDS = [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.5], [1.0, 1.0]]
+
+
+def check_method(name: str, **columns: Any) -> None:
+    """Runs a method through the contract; AssertionError or UsageError names what broke.
+
+    Exactly its declared columns; row order, padding, micro-batch split; failed rewards; degenerate groups and extreme numbers;
+    a page with every heading. `columns` are passed on to `batch_of` for methods that read columns of their own.
+    """
+    recipe = make(name)
+    off_policy = batch_of(REWARDS, seed=1, **columns)
+    shift = 0.3 * torch.randn(off_policy.logp.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    batch = off_policy.replace(old_logp=off_policy.logp + shift)
+    check_columns(recipe, batch)
+    check_invariances(recipe, batch)
+    check_failed_rewards(recipe, batch)
+    check_extremes(recipe, batch)
+    check_page(name)
+
+
+def check_columns(recipe: Recipe, batch: Batch) -> None:
+    """`needs` is exact: enough to run, and nothing in it unread."""
+    exact = batch.only(recipe.needs)
+    loss, _ = recipe(exact)
+    assert loss.isfinite(), f"{recipe.name}: the loss is {loss}"
+    for column in sorted(recipe.needs):
+        complaint = ""
+        try:
+            recipe(exact.replace(**{column: None}))
+        except UsageError as error:
+            complaint = str(error)
+        assert column in complaint, f"{recipe.name} declares needs {column!r} but, without it, says: {complaint or 'nothing'}"
+
+
+def check_invariances(recipe: Recipe, batch: Batch) -> None:
+    """Row order, padding on the right, and any split into micro-batches leave loss and gradient unchanged."""
+    prepared = recipe.prepare(batch)
+    loss, gradient = value_and_gradient(recipe, prepared)
+
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(3))
+    shuffled_loss, shuffled_gradient = value_and_gradient(recipe, recipe.prepare(batch.select(order)))
+    _same(recipe, "row order", shuffled_loss, loss)
+    _same(recipe, "row order", shuffled_gradient, gradient[order])
+
+    rows, width = batch.logp.shape
+    padded = {
+        n: torch.cat([c, c.new_zeros(rows, 3, *c.shape[2:])], 1)
+        for n in batch
+        if (c := getattr(batch, n)).shape[1:2] == (width,)
+    }
+    padded_loss, padded_gradient = value_and_gradient(
+        recipe, recipe.prepare(Batch(**{**{n: getattr(batch, n) for n in batch}, **padded}))
+    )
+    _same(recipe, "padding", padded_loss, loss)
+    _same(recipe, "padding", padded_gradient[:, :width], gradient)
+
+    key = batch.group if recipe.keep_groups else torch.arange(rows) % 3
+    pieces = [(key == k).nonzero().squeeze(1) for k in key.unique()]
+    parts = [value_and_gradient(recipe, prepared.select(piece)) for piece in pieces]
+    _same(recipe, "micro-batches", torch.stack([part[0] for part in parts]).sum(), loss)
+    for piece, (_, part_gradient) in zip(pieces, parts, strict=True):
+        _same(recipe, "micro-batches", part_gradient, gradient[piece])
+
+
+def check_failed_rewards(recipe: Recipe, batch: Batch) -> None:
+    """A row whose reward failed changes nothing: the batch is as if the row were not there, whatever its reward says."""
+    if "reward" not in recipe.needs:
+        return
+    valid = torch.ones(len(batch), dtype=torch.bool)
+    valid[1] = False
+    reward = torch.where(valid, batch.reward, torch.nan)
+    loss, gradient = value_and_gradient(recipe, recipe.prepare(batch.replace(valid=valid, reward=reward)))
+    kept = valid.nonzero().squeeze(1)
+    kept_loss, kept_gradient = value_and_gradient(recipe, recipe.prepare(batch.select(kept)))
+    _same(recipe, "a failed reward", loss, kept_loss)
+    _same(recipe, "a failed reward", gradient[kept], kept_gradient)
+    assert not gradient[1].any(), f"{recipe.name}: a row whose reward failed has a gradient"
+
+
+def check_extremes(recipe: Recipe, batch: Batch) -> None:
+    """Equal rewards, a group of one, a fully masked row, ratios of 1e-4 and 1e4, rewards of 1e6: finite, or a UsageError."""
+    rows = len(batch)
+    masked = batch.mask.clone()
+    masked[0] = False
+    big = torch.full_like(batch.logp, 9.21)
+    for case, variant in {
+        "equal rewards": batch.replace(reward=torch.ones(rows, dtype=torch.float64)),
+        "groups of one": batch.replace(group=torch.arange(rows)),
+        "a masked row": batch.replace(mask=masked),
+        "ratio 1e4": batch.replace(old_logp=batch.logp - big),
+        "ratio 1e-4": batch.replace(old_logp=batch.logp + big),
+        "rewards of 1e6": batch.replace(reward=batch.reward * 1e6),
+    }.items():
+        try:
+            loss, gradient = value_and_gradient(recipe, recipe.prepare(variant))
+        except UsageError:
+            continue
+        assert loss.isfinite(), f"{recipe.name}: {case} give a loss of {loss}"
+        assert gradient.isfinite().all(), f"{recipe.name}: {case} give a gradient that is not finite"
+
+
+def check_page(name: str) -> None:
+    """The page has a summary, a formula and every heading; the parent, if any, exists and differs."""
+    found = find(name)
+    sections = found.sections()
+    missing = [heading for heading in ("Formula", *HEADINGS) if not sections.get(heading)]
+    wanted = [heading for heading in missing if heading != "Differs from" or found.parent]
+    assert not wanted, f"{found.file.name}: the module docstring lacks {', '.join(wanted)}"
+    if found.parent:
+        assert make(found.parent).parts() != make(name).parts(), (
+            f"{name} has the very parts of its parent {found.parent}"
+        )
+
+
+def _same(recipe: Recipe, what: str, one: Tensor, other: Tensor) -> None:
+    message = f"{recipe.name}: {what} changes the result"
+    torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10, msg=lambda text: f"{message}. {text}")
