@@ -1,0 +1,307 @@
+"""Language policies: any Hugging Face causal language model, computed on packed prefix trees.
+
+    policy = LanguagePolicy.load("tiny")
+    columns = policy.score(rollouts, frozenset({"logp", "entropy"}))      # [R, T] each, with gradient
+    for rows in policy.plan(rollouts, tokens_per_pass=16384): ...         # micro-batches
+
+The model stays in `eval()` mode, so there is no dropout and a ratio of log-probs is exactly one before the first update.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from upslope.errors import UsageError
+from upslope.policies import loading, plans, support
+from upslope.policies.heads import LogitFinish
+from upslope.policies.logprobs import LOGIT_COLUMNS, Wanted, columns_from_logits, columns_in_chunks
+from upslope.policies.lora import LoraSettings, adapters_off, add_adapters, save_merged
+from upslope.policies.network import Network
+from upslope.rollout import Message, Rollouts
+
+Packing = Literal["auto", "tree", "padded"]
+COLUMNS = (*LOGIT_COLUMNS, "hidden")
+
+log = logging.getLogger("upslope")
+
+
+class LanguagePolicy:
+    """A causal language model with its tokenizer, scored on packed prefix trees.
+
+    model         a transformers PreTrainedModel, wrapped by peft where it has adapters; in eval mode
+    tokenizer     its tokenizer, with a padding token (the end token where it had none)
+    network       how the model runs over rollouts
+    packing       "tree" or "padded": how rows are computed; decided once, from the model
+    why_padded    the reason for "padded" where "tree" was not possible
+    vocab_chunk   words of the vocabulary per chunk of logits; None holds all logits at once
+    top_k         entries of the columns "top_logp" and "top_ids"
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        packing: Packing = "auto",
+        gradient_checkpointing: bool = False,
+        vocab_chunk: int | None = None,
+        top_k: int = 32,
+    ) -> None:
+        if vocab_chunk is not None and vocab_chunk < 1:
+            raise UsageError(
+                f"vocab_chunk is {vocab_chunk}: give the number of words per chunk, or None for all at once."
+            )
+        if tokenizer is not None and tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        pad = None if tokenizer is None else tokenizer.pad_token_id
+        self.network = Network.of(model, pad, gradient_checkpointing)
+        self.tokenizer = tokenizer
+        self.vocab_chunk = vocab_chunk
+        self.top_k = top_k
+        self.why_padded: str | None = None
+        self._finish = LogitFinish.of(model.config)
+        self._decide_packing(packing)
+        if vocab_chunk is not None:
+            self._check_chunks()
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        lora: LoraSettings | None = None,
+        trust_remote_code: bool = False,
+        packing: Packing = "auto",
+        gradient_checkpointing: bool = False,
+        vocab_chunk: int | None = None,
+        top_k: int = 32,
+    ) -> "LanguagePolicy":
+        """Load the embedded model ("tiny"), a Hugging Face folder, or a model of the hub.
+
+        Args:
+            name: "tiny", a folder with config.json, safetensors and a tokenizer, or a hub id.
+            device: "auto" (CUDA where there is one), or a torch device.
+            dtype: "auto" (bfloat16 on a CUDA device that has it, else float32), or the name of a torch dtype.
+            lora: train low-rank adapters only.
+            trust_remote_code: run Python code that comes with the model.
+            packing: "tree", "padded", or "auto": trees wherever the model supports them.
+            gradient_checkpointing: recompute each layer in backward, for memory.
+            vocab_chunk: words per chunk of logits, for memory; None holds all logits at once.
+            top_k: entries of the columns "top_logp" and "top_ids".
+
+        Raises:
+            UsageError: nothing to load there, pickled weights only, no tokenizer, a tokenizer with more words than the
+                model, an encoder-decoder, or `packing="tree"` for a model that does not support it.
+        """
+        model, tokenizer = loading.load(name, device, dtype, trust_remote_code)
+        if lora is not None:
+            model = add_adapters(model, lora)
+        return cls(
+            model,
+            tokenizer,
+            packing=packing,
+            gradient_checkpointing=gradient_checkpointing,
+            vocab_chunk=vocab_chunk,
+            top_k=top_k,
+        )
+
+    @property
+    def model(self) -> Any:
+        return self.network.model
+
+    @property
+    def packing(self) -> Literal["tree", "padded"]:
+        return self.network.packing
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return support.model_dtype(self.model)
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens, prompt and response together, that the model was made for."""
+        return self.network.context_length
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The trained parameters: all, or the adapters."""
+        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Token ids of a prompt: messages through the tokenizer's chat template, a string as it is."""
+        return loading.encode(self.tokenizer, prompt)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def save(self, path: str | Path) -> None:
+        """Write an ordinary Hugging Face folder: config, safetensors, tokenizer.
+
+        Adapters are merged into the weights, and also written on their own to `adapter/` inside the folder.
+        """
+        save_merged(self.model, Path(path))
+        self.tokenizer.save_pretrained(path)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trained parameters by name, not copied: what a checkpoint needs beside the model it started from."""
+        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state_dict` returned.
+
+        Raises:
+            UsageError: names or shapes differ from the trained parameters of this policy.
+        """
+        loading.copy_parameters(state, dict(self.model.named_parameters()), set(self.state_dict()))
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Switch the adapters off inside the block: the policy is then the model that training started from.
+
+        Raises:
+            UsageError: the policy has no adapters.
+        """
+        with adapters_off(self.model):
+            yield
+
+    def frozen(self) -> "LanguagePolicy":
+        """A copy that shares nothing with this policy and is not trained."""
+        twin = copy.copy(self)
+        twin.network = self.network.twin(copy.deepcopy(self.model).requires_grad_(False))
+        return twin
+
+    def plan(
+        self,
+        rollouts: Rollouts,
+        *,
+        tokens_per_pass: int,
+        keep_groups: bool = False,
+        rows: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Micro-batches: disjoint row indices [r] int64 that together are all `rows` (all rollouts, where None).
+
+        Each costs at most `tokens_per_pass` token passes, padding included; rows of a prompt stay together where they fit. A prompt
+        whose rows do not fit is split, unless `keep_groups`. A single row that exceeds the budget is a micro-batch.
+        """
+        return plans.plan(
+            rollouts, tokens_per_pass=tokens_per_pass, keep_groups=keep_groups, rows=rows, packing=self.packing
+        )
+
+    def score(
+        self,
+        rollouts: Rollouts,
+        needs: frozenset[str] = frozenset({"logp"}),
+        *,
+        rows: Tensor | None = None,
+        temperature: float = 1.0,
+        adapter: bool = True,
+    ) -> dict[str, Tensor]:
+        """Columns for the given rows (all, where None), with gradient where autograd records.
+
+        logp               log-prob of each response token                       [r, T]
+        entropy            of the distribution that predicts each token, nats    [r, T]
+        log_distribution   that distribution's log-probs                         [r, T, V]
+        top_logp, top_ids  its `top_k` largest log-probs, and their ids (int64)  [r, T, k]
+        hidden             the state before the output layer that predicts it    [r, T, H]
+
+        Masked positions are 0. All are float32 but `hidden`, which has the model's dtype. `temperature` divides the
+        logits. With `adapter=False` adapters are switched off. "log_distribution" holds all logits, whatever `vocab_chunk`.
+
+        Raises:
+            UsageError: an unknown column, an empty prompt, a row longer than the context, a temperature that is not
+                positive, `adapter=False` without adapters.
+        """
+        unknown = sorted(set(needs) - set(COLUMNS))
+        if unknown:
+            raise UsageError(f"score has no column {', '.join(unknown)}. It has: {', '.join(COLUMNS)}.")
+        if not temperature > 0:
+            raise UsageError(f"temperature is {temperature}: it divides the logits, so it must be positive.")
+        with nullcontext() if adapter else self.reference():
+            values = self._score(rollouts, needs, rows, Wanted(needs, temperature, self.top_k))
+        return {name: values[name].to(rollouts.tokens.device) for name in COLUMNS if name in values}
+
+    def _score(
+        self, rollouts: Rollouts, needs: frozenset[str], rows: Tensor | None, wanted: Wanted
+    ) -> dict[str, Tensor]:
+        scored = self.network.prepare(rollouts, rows)
+        if scored is None:
+            return self._empty(needs, (len(rollouts) if rows is None else len(rows), rollouts.tokens.shape[1]))
+        chunk = None if "log_distribution" in needs else self.vocab_chunk
+        hidden, logits = self.network.forward(scored, logits=chunk is None)
+        if chunk is None:
+            values = columns_from_logits(logits, scored, wanted)
+        else:
+            head = self.model.get_output_embeddings()
+            values = columns_in_chunks(hidden, head, self._finish, chunk, scored, wanted)
+        if "hidden" in needs:
+            values["hidden"] = hidden[scored.state]
+        return {name: scored.column(value) for name, value in values.items()}
+
+    def _empty(self, needs: frozenset[str], shape: tuple[int, int]) -> dict[str, Tensor]:
+        head = self.model.get_output_embeddings().weight
+        tails = {"log_distribution": (head.shape[0],), "hidden": (head.shape[1],)}
+        tails |= dict.fromkeys(("top_logp", "top_ids"), (min(self.top_k, head.shape[0]),))
+        dtypes = {"hidden": head.dtype, "top_ids": torch.int64}
+        return {n: head.new_zeros((*shape, *tails.get(n, ())), dtype=dtypes.get(n, torch.float32)) for n in needs}
+
+    def _decide_packing(self, packing: Packing) -> None:
+        if packing == "padded":
+            return
+        reason = support.why_not_packed(self.model) or self._failed_check()
+        if reason is None:
+            self.network.packing = "tree"
+            return
+        kind = self.model.config.model_type
+        if packing == "tree":
+            raise UsageError(f"{kind} cannot be computed on prefix trees: {reason}. Use packing='auto' or 'padded'.")
+        self.why_padded = reason
+        log.warning("%s is computed on padded rows, not on prefix trees: %s", kind, reason)
+
+    def _failed_check(self) -> str | None:
+        """Compare trees with padded rows on a few random tokens; the reason if they disagree or trees do not run."""
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        try:
+            gap = packing_gap(self, support.probe(vocabulary, self.context_length, self.device))
+        except NotImplementedError as error:
+            return str(error)
+        except Exception as error:  # whatever an unforeseen architecture trips over; the padded path does not need it
+            return f"it fails on trees with {type(error).__name__}: {error}"
+        if gap <= support.TOLERANCE[self.dtype]:
+            return None
+        return f"its log-probs on trees differ by {gap:.1e} from those on padded rows"
+
+    def _check_chunks(self) -> None:
+        rollouts = support.probe(self.model.get_input_embeddings().weight.shape[0], self.context_length, self.device)
+        whole = copy.copy(self)
+        whole.vocab_chunk = None
+        with torch.no_grad():
+            gap = (whole.score(rollouts)["logp"] - self.score(rollouts)["logp"]).abs().max().item()
+        if not gap <= support.TOLERANCE[self.dtype]:
+            raise UsageError(
+                f"vocab_chunk does not work for {self.model.config.model_type}: log-probs in chunks differ by {gap:.1e} "
+                "from those of whole logits. Load it with vocab_chunk=None."
+            )
+
+
+def packing_gap(policy: LanguagePolicy, rollouts: Rollouts) -> float:
+    """Largest absolute difference of log-probs between packed prefix trees and padded, repeated rows."""
+    views = [copy.copy(policy), copy.copy(policy)]
+    views[0].network = replace(policy.network, packing="tree")
+    views[1].network = replace(policy.network, packing="padded")
+    with torch.no_grad():
+        packed, padded = (view.score(rollouts)["logp"] for view in views)
+    return (packed - padded).abs().max().item()

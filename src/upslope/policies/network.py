@@ -1,0 +1,84 @@
+"""A transformers model that reads rollouts: on packed prefix trees, or on padded rows."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from upslope.policies import checkpointing, loading
+from upslope.policies.attention import Backend
+from upslope.policies.heads import only_states
+from upslope.policies.packing import attention_configs, default_backend, packed_attention
+from upslope.policies.passes import Pass, packed_pass, padded_pass, sequences
+from upslope.rollout import Rollouts
+
+
+@dataclass
+class Network:
+    """How to run `model` over rollouts.
+
+    model          a transformers causal language model in eval mode, perhaps wrapped by peft
+    packing        "tree": every shared prefix once; "padded": each row with its prompt
+    backend        how attention over trees is computed, see `upslope.policies.attention`
+    pad            the token that fills padded rows
+    checkpointed   the layers that are recomputed in backward
+    """
+
+    model: Any
+    packing: Literal["tree", "padded"] = "padded"
+    backend: Backend = "mask"
+    pad: int = 0
+    checkpointed: list[nn.Module] = field(default_factory=list)
+    _configs: tuple[PretrainedConfig, ...] = ()
+
+    @classmethod
+    def of(cls, model: Any, pad: int | None, gradient_checkpointing: bool = False) -> "Network":
+        model.eval()
+        embedded = model.get_input_embeddings().weight.shape[0]
+        return cls(
+            model,
+            backend=default_backend(next(model.parameters()).device),
+            pad=0 if pad is None or pad >= embedded else pad,
+            checkpointed=checkpointing.enable(model) if gradient_checkpointing else [],
+            _configs=attention_configs(model),
+        )
+
+    def twin(self, model: Any) -> "Network":
+        """The same way to run another model of the same architecture, a copy of this one."""
+        layers = checkpointing.checkpointed_layers(model) if self.checkpointed else []
+        return replace(self, model=model, checkpointed=layers, _configs=attention_configs(model))
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def context_length(self) -> int:
+        return loading.context_length(self.model.config)
+
+    def prepare(self, rollouts: Rollouts, rows: Tensor | None) -> Pass | None:
+        """The pass that scores the given rows (all, where None); None if they have no scored token."""
+        found = sequences(rollouts, rows, self.context_length)
+        shape = (len(rollouts) if rows is None else len(rows), rollouts.tokens.shape[1])
+        if not len(found.kept):
+            return None
+        if self.packing == "tree":
+            return packed_pass(found, shape, self.device)
+        return padded_pass(found, shape, self.device, self.pad)
+
+    def forward(self, scored: Pass, logits: bool) -> tuple[Tensor, Tensor]:
+        """Hidden states [n, H] and logits [n, V] ([0, V] where not asked for) at the states of the pass."""
+        inputs = {"input_ids": scored.ids}
+        if scored.positions is not None:
+            inputs["position_ids"] = scored.positions
+        if scored.attended is not None:
+            inputs["attention_mask"] = scored.attended
+        trees = nullcontext() if scored.tree is None else packed_attention(self._configs, scored.tree, self.backend)
+        head = self.model.get_output_embeddings()
+        with trees, checkpointing.active(self.checkpointed), only_states(head, scored.states, logits) as seen:
+            output = self.model(**inputs, use_cache=False)
+        return seen[0], output.logits[0]
