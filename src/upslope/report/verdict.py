@@ -1,0 +1,147 @@
+"""The headline: what training did to held-out pass@1, in a sentence, and why where it did not help."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from upslope.report.read import Run
+from upslope.report.text import format_number, format_share, number, plural
+
+INSTANCES = ("eval/prompts", "eval/examples")  # metrics that count held-out instances
+
+
+@dataclass(frozen=True)
+class Point:
+    """Held-out pass@1 at a step, with its interval where one was recorded."""
+
+    step: int
+    value: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.2f}"
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A sentence, the reasons that the run's own records give for it, and "better", "worse" or "unclear"."""
+
+    sentence: str
+    reasons: Sequence[str]
+    tone: str
+    before: Point | None = None
+    after: Point | None = None
+
+
+def verdict(run: Run) -> Verdict:
+    """What the evaluations say, and nothing that they do not: a rise counts if the two intervals do not overlap."""
+    points = evaluations(run)
+    if not points:
+        return Verdict(f"No held-out evaluation was recorded. {_reward_sentence(run)}".strip(), reasons(run), "unclear")
+    before, after = points[0], points[-1]
+    if len(points) == 1:
+        sentence = (
+            f"Held-out pass@1 was {before} at step {before.step}, {_instances(run)}; no later evaluation was recorded."
+        )
+        return Verdict(sentence, reasons(run), "unclear", before)
+    tone = _tone(before, after)
+    sentence = _sentence(before, after, tone, _instances(run))
+    best = max(points, key=lambda point: point.value)
+    if best.value > after.value + 0.02 and best.value > before.value:
+        sentence += f" It was highest at step {best.step}: {best}."
+    if tone == "better":
+        return Verdict(sentence, [], tone, before, after)
+    return Verdict(f"{sentence} {_reward_sentence(run)}".strip(), reasons(run, before), tone, before, after)
+
+
+def evaluations(run: Run) -> list[Point]:
+    """Every recorded held-out pass@1, in the order of the steps."""
+    return [
+        Point(row["step"], value, number(row.get("eval/pass@1_low")), number(row.get("eval/pass@1_high")))
+        for row in run.metrics
+        if (value := number(row.get("eval/pass@1"))) is not None
+    ]
+
+
+def reasons(run: Run, before: Point | None = None) -> list[str]:
+    """What in the records explains that pass@1 did not rise."""
+    found = []
+    trained = [row for row in run.metrics if row["step"] > 0]
+    if before is not None and before.value >= 0.95:
+        found.append("There was little left to learn: pass@1 was already high before training.")
+    flat, judged = _count(trained, "groups/zero_variance", 0.9995)
+    if flat:
+        found.append(
+            f"No group had any reward variance in {flat} of {plural(judged, 'step')}: where all completions of a prompt "
+            "earn the same, there is nothing to prefer. Try easier (or harder) prompts, more rollouts per prompt, "
+            "a higher temperature, or a reward with finer grades."
+        )
+    truncated, counted = _count(trained, "length/truncated", 0.5)
+    if truncated:
+        found.append(
+            f"More than half of the completions reached the length limit in {truncated} of {plural(counted, 'step')}: "
+            "raise the maximum number of tokens."
+        )
+    failed = sum(value for row in trained if (value := number(row.get("rewards/failed"))) is not None)
+    if failed:
+        found.append("The verifier failed on some completions, which then carried no signal: see the failures below.")
+    if trained and not any(number(row.get("reward")) for row in trained):
+        found.append("The reward was 0 in every step.")
+    found += [f"{event.kind}: {event.message}" for event in run.events if event.kind == "step skipped"][:3]
+    if run.state in ("failed", "stopped"):
+        found.append(f"The run {run.state} early{f': {run.message}' if run.message else '.'}")
+    return found
+
+
+def _tone(before: Point, after: Point) -> str:
+    if None in (before.low, before.high, after.low, after.high):
+        return "unclear"
+    assert before.low is not None and before.high is not None  # noqa: PT018
+    assert after.low is not None and after.high is not None  # noqa: PT018
+    if after.low > before.high:
+        return "better"
+    return "worse" if after.high < before.low else "unclear"
+
+
+def _sentence(before: Point, after: Point, tone: str, instances: str) -> str:
+    where = f"in {plural(after.step - before.step, 'step')}"
+    if tone == "better":
+        return f"Held-out pass@1 rose from {before} to {after} {where}, {instances}."
+    if tone == "worse":
+        return f"Held-out pass@1 fell from {before} to {after} {where}, {instances}."
+    if before.low is None or after.low is None:
+        return f"Held-out pass@1 went from {before} to {after} {where}, {instances}; no interval to judge this by was recorded."
+    return (
+        f"Held-out pass@1 did not change measurably {where}, {instances}: "
+        f"{before} before, {after} after; the intervals overlap."
+    )
+
+
+def _instances(run: Run) -> str:
+    counts = [value for row in run.metrics for name in INSTANCES if (value := number(row.get(name)))]
+    return f"on {plural(int(counts[0]), 'instance')} never trained on" if counts else "on instances never trained on"
+
+
+def _reward_sentence(run: Run) -> str:
+    rewards = [value for row in run.metrics if row["step"] > 0 and (value := number(row.get("reward"))) is not None]
+    if not rewards:
+        return ""
+    part = max(1, len(rewards) // 10)
+    first, last = sum(rewards[:part]) / part, sum(rewards[-part:]) / part
+    which = "step" if part == 1 else f"{part} steps"
+    return (
+        f"Mean training reward: {format_number(first)} in the first {which}, {format_number(last)} in the last {which}."
+    )
+
+
+def _count(rows: Sequence[dict], column: str, at_least: float) -> tuple[int, int]:
+    values = [value for row in rows if (value := number(row.get(column))) is not None]
+    return sum(value >= at_least for value in values), len(values)
+
+
+def share_text(run: Run, column: str) -> str:
+    """The mean of a share over the run, as a percentage; empty if it was not recorded."""
+    values = run.column(column)[1]
+    return format_share(float(values.mean())) if len(values) else ""
