@@ -1,0 +1,67 @@
+"""Which decoder a model gets: the quickest one that reproduces the model's plain forward pass on a small probe."""
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from upslope.engines.decoders import CacheDecoder, Decoder, SharedPrefixDecoder
+from upslope.policies.support import TOLERANCE, model_dtype, why_not_packed
+
+log = logging.getLogger("upslope")
+
+PROMPTS, ROWS, STEPS = (7, 4), (0, 0, 1), 3  # the probe: prompt lengths, the prompt of each row, tokens per row
+
+
+def choose_decoder(model: nn.Module, context_length: int) -> Callable[[], Decoder]:
+    """What makes decoders for `model`; says in the log why they do not share prompts, where they do not."""
+    shared = partial(SharedPrefixDecoder, model, context_length)
+    reason = why_not_packed(model) or _why_wrong(shared(), model)
+    if reason is None:
+        return shared
+    log.warning(
+        "Generation keeps each prompt once per completion instead of once per group, which takes more time and memory "
+        "for long prompts, because of the model: %s.",
+        reason,
+    )
+    padded = partial(CacheDecoder, model, context_length, equal_lengths=False)
+    return padded if _why_wrong(padded(), model) is None else partial(padded, equal_lengths=True)
+
+
+@torch.inference_mode()
+def _why_wrong(decoder: Decoder, model: nn.Module) -> str | None:
+    """What differs between the decoder's log-probs and those of one plain forward pass; None if only rounding does."""
+    try:
+        gap = max(gaps(decoder, model))
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return f"its forward pass does not support it ({type(error).__name__}: {error})"
+    tolerance = TOLERANCE.get(model_dtype(model), 0.2)
+    # NaN passes here: weights that are not finite are reported by the generation itself, with row and step.
+    return f"log-probs were off by {gap:.1e} in a check, more than {tolerance:.0e}" if gap > tolerance else None
+
+
+def gaps(decoder: Decoder, model: nn.Module) -> Iterator[float]:
+    """Largest difference in log-prob between decoder and plain forward pass, after each step of the probe."""
+    device = next(model.parameters()).device
+    vocab = model.config.get_text_config().vocab_size
+    ids = torch.randint(0, vocab, (sum(PROMPTS) + STEPS * len(ROWS),), generator=torch.Generator().manual_seed(0))
+    first, second, *drawn = ids.split([*PROMPTS, *[len(ROWS)] * STEPS])
+    rows = [[first, second][prompt] for prompt in ROWS]
+    logits = decoder.start([first.tolist(), second.tolist()], torch.tensor(ROWS), STEPS)
+    yield _gap(model, rows, logits)
+    for step, tokens in enumerate(drawn):
+        if step == 1:  # retire a row, so that the groups become equal again and row order is put to the test
+            kept = torch.tensor([1, 2])
+            decoder.keep(kept)
+            rows = [rows[row] for row in kept]
+        tokens = tokens[: len(rows)]
+        logits = decoder.step(tokens.to(device))
+        rows = [torch.cat([row, token[None]]) for row, token in zip(rows, tokens, strict=True)]
+        yield _gap(model, rows, logits)
+
+
+def _gap(model: nn.Module, rows: list[Tensor], logits: Tensor) -> float:
+    plain = torch.stack([model(input_ids=row[None].to(logits.device), use_cache=False).logits[0, -1] for row in rows])
+    return float((logits.float().log_softmax(-1) - plain.float().log_softmax(-1)).abs().max())
