@@ -129,6 +129,19 @@ class Batch:
         """The rows [r] int64 (or a bool mask [R]) of every column."""
         return self._with_reader(Batch(**{name: column[rows] for name, column in self._columns.items()}))
 
+    def narrow(self, width: int) -> "Batch":
+        """Every token column cut to its first `width` positions. Raises UsageError where that cuts off trained tokens."""
+        full = self.logp.shape[1]
+        if width < full and self.mask[:, width:].any():
+            raise UsageError(
+                f"narrow({width}) would cut off trained tokens: the longest row needs more than {width} positions."
+            )
+        columns = {
+            name: column[:, :width] if column.shape[1:2] == (full,) else column
+            for name, column in self._columns.items()
+        }
+        return self._with_reader(Batch(**columns))
+
     def only(self, names: frozenset[str]) -> "Batch":
         """Just the columns named, and logp and mask."""
         kept = names | {"logp", "mask"}
@@ -142,9 +155,14 @@ class Batch:
         return twin
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of lengths, counts and denominators: that of logp, but at least float32."""
+        return torch.promote_types(self.logp.dtype, torch.float32)
+
+    @property
     def length(self) -> Tensor:
         """Trained tokens of each row, [R] float."""
-        return self.mask.sum(1).to(self.logp.dtype)
+        return self.mask.sum(1).to(self.dtype)
 
     @property
     def trained(self) -> Tensor:
@@ -153,12 +171,29 @@ class Batch:
 
     def masked_mean(self, column: Tensor) -> Tensor:
         """Mean of a token column [R, T] over all trained tokens of the batch, scalar."""
-        return (column * self.mask).sum() / self.mask.sum()
+        return torch.where(self.mask, column, 0.0).sum() / self.mask.sum()
 
     def masked_std(self, column: Tensor, eps: float = 0.0) -> Tensor:
         """sqrt(variance + eps) over all trained tokens, with n - 1 (0 variance for one token), scalar."""
-        centered = (column - self.masked_mean(column)) * self.mask
+        centered = torch.where(self.mask, column - self.masked_mean(column), 0.0)
         return ((centered**2).sum() / (self.mask.sum() - 1).clamp(min=1) + eps).sqrt()
+
+    def per_row(self, name: str) -> Tensor:
+        """A token column that is the same on all trained tokens of a row, as [R]; 0 for a row without trained tokens.
+
+        Raises UsageError naming the first row in which it differs.
+        """
+        column = getattr(self, name)
+        high = torch.where(self.mask, column, -torch.inf).amax(1)
+        differs = torch.where(self.mask, column, torch.inf).amin(1) < high
+        if differs.any():
+            row = int(differs.nonzero()[0])
+            who = type(self._reader).__name__ if self._reader is not None else "This surrogate"
+            raise UsageError(
+                f"{who} gives one loss per sequence, but '{name}' differs within row {row}{self._prompt_of(row)}. Use a surrogate "
+                f"per token (ClippedRatio), or make '{name}' the same for the whole row."
+            )
+        return torch.where(self.trained, high, 0.0)
 
     def group_mean(self, column: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [G] of a row column [R] over the valid rows of each group, and how many those are, [G]."""

@@ -23,12 +23,14 @@ class Part:
     formula    the part in one line for `describe`, with {setting} places
     stateful   True: `init()` gives the first state and the call is `(batch, state) -> (result, state)`
     couples_group   True: the loss of a row depends on its group, so micro-batches keep groups whole
+    vanishes_without_advantage   True: rows whose advantage is 0 have no gradient, so the trainer need not compute them
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     formula: ClassVar[str] = ""
     stateful: ClassVar[bool] = False
     couples_group: ClassVar[bool] = False
+    vanishes_without_advantage: ClassVar[bool] = False
 
     def __call__(self, *args: Any) -> Any:
         raise NotImplementedError
@@ -106,9 +108,9 @@ class Recipe:
             for part in as_tuple(getattr(self, stage)):
                 yield stage, part
         for index, term in enumerate(self.terms):
-            for part in (term.rows, term.surrogate, *term.regularizer, term.aggregate):
-                if part is not None:
-                    yield f"terms[{index}]", part
+            rows = () if term.rows is None else (term.rows,)
+            for part in (*rows, term.surrogate, *term.regularizer, term.aggregate):
+                yield f"terms[{index}]", part
 
     def parts(self) -> dict[str, Part]:
         """Stage -> part; where a stage holds several, `stage.ClassName` -> part."""
@@ -199,13 +201,13 @@ class Recipe:
         Called by `prepare`; a trainer calls it again for each mini-batch, since a mini-batch has its own denominators.
         """
         columns: dict[str, Tensor] = {
-            "token_share": batch.mask / batch.mask.sum(),
-            "row_share": batch.trained / batch.trained.sum(),
+            "token_share": batch.mask.to(batch.dtype) / batch.mask.sum(),
+            "row_share": batch.trained.to(batch.dtype) / batch.trained.sum(),
         }
         for index, term in enumerate(self.all_terms()):
             rows = torch.ones_like(batch.trained) if term.rows is None else term.rows(batch.read_by(term.rows))
             within = batch.mask & rows.unsqueeze(1)
-            scale, penalty_scale = torch.zeros_like(batch.logp), torch.zeros_like(batch.logp)
+            scale = penalty_scale = torch.zeros_like(batch.logp, dtype=batch.dtype)
             if within.any():
                 inner = batch.replace(mask=within)
                 scale = term.aggregate(inner.read_by(term.aggregate))
@@ -215,7 +217,7 @@ class Recipe:
                     else inner.mask / inner.length.clamp(min=1).unsqueeze(1) * scale.unsqueeze(1)
                 )
             elif getattr(term.aggregate, "level", "token") == "sequence":
-                scale = torch.zeros_like(batch.logp[:, 0])
+                scale = penalty_scale[:, 0]
             columns[f"scale_{index}"] = scale
             columns[f"penalty_scale_{index}"] = penalty_scale
         return batch.replace(**columns)
@@ -229,10 +231,10 @@ class Recipe:
         stats: Stats = {}
         for index, term in enumerate(self.all_terms()):
             per = term.surrogate(batch.read_by(term.surrogate))
-            weight = 1.0
+            scale = getattr(batch, f"scale_{index}")
             if term.weighted and "weight" in batch:
-                weight = batch.weight if per.ndim == 2 else _row_weight(batch)
-            contribution = (per * weight * getattr(batch, f"scale_{index}")).sum()
+                scale = scale * (batch.weight if per.ndim == 2 else batch.read_by(term.surrogate).per_row("weight"))
+            contribution = (per * scale).sum()
             for part in term.regularizer:
                 contribution = (
                     contribution + (part(batch.read_by(part)) * getattr(batch, f"penalty_scale_{index}")).sum()
@@ -274,15 +276,3 @@ MADE_BY = {
 def as_tuple(parts: Parts) -> tuple[Part, ...]:
     """The parts of a stage as a tuple."""
     return () if parts is None else parts if isinstance(parts, tuple) else (parts,)
-
-
-def _row_weight(batch: Batch) -> Tensor:
-    """A per-token weight met by a per-sequence loss must be the same on all tokens of a row."""
-    high = torch.where(batch.mask, batch.weight, -torch.inf).amax(1)
-    low = torch.where(batch.mask, batch.weight, torch.inf).amin(1)
-    if not torch.equal(high, low):
-        raise UsageError(
-            "this recipe's surrogate gives one loss per sequence, so a weight that differs within a sequence has no place in it. "
-            "Use a surrogate per token (ClippedRatio), or weigh whole rows."
-        )
-    return torch.where(batch.trained, high, 0.0)

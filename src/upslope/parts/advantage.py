@@ -38,3 +38,12 @@ class GroupBaseline(Part):
             scaled = centered / (variance.sqrt() + self.eps)
         advantage = scaled * count / (count - 1).clamp(min=1) if self.baseline == "leave_one_out" else scaled
         return torch.where(count > 1, advantage, batch.reward) if self.lone == "reward" else advantage
+
+
+def whiten(batch: Batch, column: Tensor, eps: float = 1e-8) -> Tensor:
+    """A token column [R, T] minus its mean, over sqrt(variance + eps), both over all trained tokens of the batch (n - 1).
+
+    0 where nothing is trained. A long completion weighs more in the statistics than a short one.
+    """
+    centered = column - batch.masked_mean(column)
+    return torch.where(batch.mask, centered / batch.masked_std(column, eps), 0.0)

@@ -7,7 +7,6 @@ Sources: verl `agg_loss`, TRL `loss_type`; the formulas are those of the methods
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from upslope.batch import Batch
@@ -22,7 +21,7 @@ class TokenMean(Part):
     formula: ClassVar[str] = "mean over the batch's tokens"
 
     def __call__(self, batch: Batch) -> Tensor:
-        return batch.mask / batch.mask.sum()
+        return batch.mask.to(batch.dtype) / batch.mask.sum()
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class SequenceSum(Part):
     formula: ClassVar[str] = "mean over sequences of the sum over tokens"
 
     def __call__(self, batch: Batch) -> Tensor:
-        return batch.mask / batch.trained.sum()
+        return batch.mask.to(batch.dtype) / batch.trained.sum()
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class ConstantSum(Part):
 
     def __call__(self, batch: Batch) -> Tensor:
         width = batch.logp.shape[1] if self.length is None else self.length
-        return batch.mask / (batch.trained.sum() * width)
+        return batch.mask.to(batch.dtype) / (batch.trained.sum() * width)
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class LocalTokenMean(Part):
                 f"LocalTokenMean(rows={self.rows}) does not divide a batch of {len(batch)} rows. Set rows to a divisor."
             )
         tokens = batch.mask.view(-1, self.rows * batch.mask.shape[1]).sum(1)
-        share = 1.0 / tokens.clamp(min=1) / len(tokens)
+        share = 1.0 / tokens.clamp(min=1).to(batch.dtype) / len(tokens)
         return batch.mask * share.repeat_interleave(self.rows).unsqueeze(1)
 
 
@@ -100,4 +99,4 @@ class RowMean(Part):
     formula: ClassVar[str] = "mean over sequences"
 
     def __call__(self, batch: Batch) -> Tensor:
-        return batch.trained.to(torch.get_default_dtype()) / batch.trained.sum()
+        return batch.trained.to(batch.dtype) / batch.trained.sum()

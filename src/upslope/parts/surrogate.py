@@ -1,12 +1,13 @@
 """What is differentiated: losses per token [R, T] or per sequence [R], to be minimised."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from upslope.batch import Batch
+from upslope.errors import UsageError
 from upslope.recipe import Part, Stats
 
 
@@ -16,6 +17,7 @@ class PolicyGradient(Part):
 
     formula: ClassVar[str] = "-A logp"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage"})
+    vanishes_without_advantage: ClassVar[bool] = True
 
     def __call__(self, batch: Batch) -> Tensor:
         return -batch.advantage * batch.logp
@@ -33,6 +35,14 @@ class ClippedRatio(Part):
     ratio_high: float = 1.2
     dual: float | None = None
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "old_logp"})
+    vanishes_without_advantage: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_interval(self, self.ratio_low, self.ratio_high, around=1.0)
+        if self.dual is not None and self.dual <= 1:
+            raise UsageError(
+                f"ClippedRatio(dual={self.dual:g}): it bounds ratios from above, so it must be over 1, e.g. 3."
+            )
 
     def describe(self) -> str:
         clipped = f"max(-A r, -A clip(r, {self.ratio_low:g}, {self.ratio_high:g}))"
@@ -47,6 +57,50 @@ class ClippedRatio(Part):
 
     def stats(self, batch: Batch) -> Stats:
         return clip_stats(batch.advantage, token_ratio(batch), self.ratio_low, self.ratio_high)
+
+
+@dataclass(frozen=True)
+class ClippedSequenceRatio(Part):
+    """PPO's clip with one ratio per sequence, [R]: max(-A s, -A clip(s, ratio_low, ratio_high)).
+
+    s = exp(mean over the sequence's tokens of logp - old_logp), GSPO's, whose interval is narrow because a mean moves little; or
+    exp(sum over them), the true ratio of the sequence, with `length_normalized` False. The exponent is kept within +-20.
+    Raises UsageError where the advantage differs within a sequence.
+    """
+
+    ratio_low: float = 1 - 3e-4
+    ratio_high: float = 1 + 4e-4
+    length_normalized: bool = True
+    level: ClassVar[Literal["token", "sequence"]] = "sequence"
+    needs: ClassVar[frozenset[str]] = frozenset({"advantage", "old_logp"})
+    vanishes_without_advantage: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_interval(self, self.ratio_low, self.ratio_high, around=1.0)
+
+    def describe(self) -> str:
+        over = "mean" if self.length_normalized else "sum"
+        return f"max(-A s, -A clip(s, {self.ratio_low:g}, {self.ratio_high:g})), s = exp({over} of logp - old_logp)"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return clip_loss(batch.per_row("advantage"), self._ratio(batch), self.ratio_low, self.ratio_high)
+
+    def stats(self, batch: Batch) -> Stats:
+        return clip_stats(batch.per_row("advantage"), self._ratio(batch), self.ratio_low, self.ratio_high)
+
+    def _ratio(self, batch: Batch) -> Tensor:
+        moved = (batch.logp - batch.old_logp).sum(1)
+        exponent = moved / batch.length.clamp(min=1) if self.length_normalized else moved
+        return exponent.clamp(-20.0, 20.0).exp()
+
+
+def check_interval(part: Part, low: float, high: float, *, around: float) -> None:
+    """Raises UsageError unless low <= around <= high: an interval that leaves out the unmoved policy clips every token."""
+    if not low <= around <= high:
+        raise UsageError(
+            f"{type(part).__name__} clips to [{low:g}, {high:g}], which leaves out {around:g}, where the policy has not moved. "
+            f"Give bounds of the interval itself, e.g. ratio_low=0.8, ratio_high=1.2 for a clip of 0.2."
+        )
 
 
 def token_ratio(batch: Batch) -> Tensor:

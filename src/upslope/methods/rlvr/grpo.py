@@ -43,12 +43,12 @@ def grpo_deepseekmath() -> Recipe:
     return grpo().replace(rollout=Sample(group_size=64))
 
 
-@preset("trl", version="1.16")
+@preset("trl", version="1.16.0")
 def grpo_trl() -> Recipe:
     return grpo().replace(advantage=GroupBaseline(eps=1e-4), regularizer=None, aggregate=TokenMean())
 
 
-@preset("verl", version="0.10")
+@preset("verl", version="018f23b")
 def grpo_verl() -> Recipe:
     advantage = GroupBaseline(eps=1e-6, lone="reward")
     return grpo().replace(
