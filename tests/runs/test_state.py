@@ -20,9 +20,8 @@ TENSORS = st.one_of(
     ARRAYS.map(lambda array: torch.from_numpy(array).to(torch.complex128).conj()),
     hnp.arrays(np.float32, (3, 4)).map(lambda array: torch.from_numpy(array).T),
 )
-SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**200), 2**200), st.floats(), st.text(), ARRAYS.filter(lambda a: a.ndim == 0).map(lambda a: a[()])
-)  # fmt: skip
+NUMPY_SCALARS = ARRAYS.filter(lambda array: array.ndim == 0).map(lambda array: array[()])
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(2**200), 2**200), st.floats(), st.text(), NUMPY_SCALARS)
 KEYS = st.one_of(st.text(), st.sampled_from(["$", "a/b", "a", "b"]), st.integers(), st.none(), st.booleans())
 TREES = st.recursive(
     st.one_of(SCALARS, ARRAYS, TENSORS),

@@ -19,7 +19,11 @@ FREE_SETTINGS = frozenset(
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
     """Write `config` as YAML, atomically. Raises UsageError for a value that YAML cannot hold, naming it."""
-    write_atomic(path, HEADER + yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+    settings = plain(config)
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120)
+    if yaml.safe_load(text) != settings:  # PyYAML leaves a few rare line breaks unescaped, and folds them
+        text = yaml.safe_dump(settings, sort_keys=False, width=120)
+    write_atomic(path, HEADER + text)
 
 
 def read_config(path: Path) -> dict[str, Any]:
