@@ -1,0 +1,109 @@
+"""Which column is the prompt and which the reference answer: recognized by name, and said aloud."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from upslope.errors import UsageError
+from upslope.rollout import Example, Message
+from upslope.tasks.rows import Row, json_kind
+from upslope.tasks.scorers import excerpt
+
+REFERENCES = ("answer", "ground_truth", "solution", "target", "label")
+VERL_REFERENCE = "reward_model.ground_truth"
+EXPECTED = (
+    "Expected: prompt (TRL); prompt and reward_model.ground_truth (verl); input and label (OpenRLHF); or question and "
+    "answer. For other names: --set task.input_key=COLUMN task.label_key=COLUMN."
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The roles of the columns.
+
+    family      whose names they are, for the log
+    prompt      column of the prompt
+    reference   column of the reference answer, perhaps dotted; None if there is none
+    columns     all columns, in the order of their first appearance
+    """
+
+    family: str
+    prompt: str
+    reference: str | None
+    columns: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"columns of {self.family} ({', '.join(filter(None, (self.prompt, self.reference)))})"
+
+    def prompt_of(self, row: Row) -> str | list[Message]:
+        """The prompt: a text, or messages with text content. Raises UsageError with the row's place otherwise."""
+        if self.prompt not in row.columns:
+            there = ", ".join(row.columns) or "none"
+            raise UsageError(f"{row.place} has no column '{self.prompt}'. Its columns: {there}.")
+        value = row.columns[self.prompt]
+        if isinstance(value, str) and value.strip():
+            return value
+        if isinstance(value, list) and value:
+            return [check_message(message, f"{row.place}: message {n}") for n, message in enumerate(value, start=1)]
+        shown = "empty" if value in ("", []) or isinstance(value, str) else json_kind(value)
+        raise UsageError(f"{row.place}: {self.prompt} is {shown}. It must be a text or a list of messages.")
+
+    def reference_of(self, example: Example) -> Any:
+        return None if self.reference is None else dig(example.data, self.reference)
+
+    def split_of(self, row: Row) -> str | None:
+        value = row.columns.get("split")
+        return value.strip().lower() if isinstance(value, str) and value.strip() else None
+
+
+def detect_layout(name: str, rows: Sequence[Row], input_key: str | None, label_key: str | None) -> Layout:
+    """The layout of rows by the names of their columns; `input_key` and `label_key` override what is recognized.
+
+    Raises UsageError if no column can be the prompt, or a key names a column that is not there.
+    """
+    columns = tuple(dict.fromkeys(column for row in rows for column in row.columns))
+    for setting, key in (("input_key", input_key), ("label_key", label_key)):
+        if key is not None and key not in columns and not any(dig(row.columns, key) is not None for row in rows):
+            raise UsageError(f"{name} has no column '{key}', which {setting} names. Its columns: {', '.join(columns)}.")
+    family, prompt, reference = recognize(rows, columns)
+    if input_key is not None or label_key is not None:
+        family = "OpenRLHF, by input_key and label_key"
+    prompt, reference = input_key or prompt, label_key or reference
+    if not prompt:
+        raise UsageError(
+            f"{name}: no column can be the prompt. Its columns: {', '.join(columns) or 'none'}. {EXPECTED}"
+        )
+    return Layout(family, prompt, reference, columns)
+
+
+def recognize(rows: Sequence[Row], columns: Sequence[str]) -> tuple[str, str, str | None]:
+    reference = next((column for column in REFERENCES if column in columns), None)
+    if "prompt" in columns:
+        if any(dig(row.columns, VERL_REFERENCE) is not None for row in rows):
+            return "verl", "prompt", VERL_REFERENCE
+        return "TRL", "prompt", reference
+    for question in ("question", "problem"):
+        if question in columns:
+            return f"{question}/{reference or 'no reference answer'}", question, reference
+    if "input" in columns:
+        return "OpenRLHF", "input", "label" if "label" in columns else reference
+    return "unknown kind", "", reference
+
+
+def dig(columns: Mapping[str, Any], key: str) -> Any:
+    """The value of a column, or of `outer.inner` where the outer one is a mapping."""
+    if key in columns:
+        return columns[key]
+    outer, dot, inner = key.partition(".")
+    value = columns.get(outer)
+    return dig(value, inner) if dot and isinstance(value, Mapping) else None
+
+
+def check_message(message: Any, place: str) -> Message:
+    if not isinstance(message, Mapping):
+        raise UsageError(f"{place} is {json_kind(message)}, not an object with role and content.")
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            found = json_kind(message[key]) if key in message else "missing"
+            raise UsageError(f"{place}: {key} is {found}, it must be a text: {excerpt(str(dict(message)))}")
+    return dict(message)

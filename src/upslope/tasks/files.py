@@ -1,0 +1,177 @@
+"""The user's own data as a task: read, its columns recognized, split, and given to a judge.
+
+    JSONL, JSON list, CSV, TSV, Parquet; a `datasets` folder; a folder of such files
+    columns of TRL, verl, OpenRLHF or question/answer (upslope.tasks.columns)
+
+The evaluation split is, in this order: the file of the setting `eval_data`; files or splits named eval, validation, dev
+or test; the rows whose `split` column says so; otherwise the rows whose prompt is held out (about a tenth, the same
+ones in every run: upslope.tasks.holdout).
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from upslope.errors import UsageError
+from upslope.rollout import Example
+from upslope.tasks.base import Task
+from upslope.tasks.columns import Layout, detect_layout
+from upslope.tasks.holdout import is_held_out
+from upslope.tasks.judge import Judge
+from upslope.tasks.rewards import RewardSpec, parse_reward
+from upslope.tasks.rows import Row, counted, given_rows, read_rows
+
+SETTINGS = ("input_key", "label_key", "eval_data")
+EVAL_NAMES = frozenset({"eval", "evaluation", "validation", "valid", "val", "dev", "test"})
+Data = str | os.PathLike[str] | Sequence[Mapping[str, Any]]
+
+
+def open_data(
+    data: Data,
+    settings: Mapping[str, Any],
+    reward: RewardSpec | None,
+    timeout: float,
+    workers: int | None,
+    train_size: int | None,
+    eval_size: int | None,
+) -> Task:
+    """The task for `data`. Raises UsageError naming file, line or row, and what is wrong there."""
+    for setting in settings:
+        if setting not in SETTINGS:
+            raise UsageError(f"a data file has no setting '{setting}'. Its settings: {', '.join(SETTINGS)}.")
+    name, rows = read(data)
+    layout = detect_layout(name, rows, settings.get("input_key"), settings.get("label_key"))
+    if reward is None:
+        proposal = " or --reward math or --reward exact" if layout.reference else ""
+        raise UsageError(f"say how answers to {name} are verified: --reward FILE.py:FUNCTION{proposal}.")
+    parts = parse_reward(reward)
+    notes = [f"{name}: {counted(len(rows), 'row')}, {layout.describe()}"]
+    if settings.get("eval_data") is not None:
+        splits, split_notes = split_by_file(rows, layout, settings)
+    else:
+        splits, split_notes = split_within(rows, layout)
+    notes += split_notes + duplicate_notes(splits)
+    for part in parts:
+        if part.needs_reference:
+            require_references(name, splits, layout, part.name)
+    judge = Judge(parts, reference=layout.reference_of, timeout=timeout, workers=workers)
+    try:
+        judge.check(layout.columns, name)
+    except BaseException:
+        judge.close()
+        raise
+    limits = {"train": train_size, "eval": eval_size}
+    for split, limit in limits.items():
+        if limit is not None and limit < len(splits[split]):
+            notes.append(f"{split}: the first {limit} of {counted(len(splits[split]), 'row')}")
+    cut = {split: examples[: limits[split]] for split, examples in splits.items()}
+    return Task(name, cut, judge, dict(settings), notes)
+
+
+def read(data: Data) -> tuple[str, list[Row]]:
+    if isinstance(data, str | os.PathLike):
+        path = os.path.abspath(os.path.expanduser(os.fspath(data)))
+        return os.path.basename(path), read_rows(path)
+    return "data", given_rows(data)
+
+
+def split_within(rows: Sequence[Row], layout: Layout) -> tuple[dict[str, list[Example]], list[str]]:
+    """By the names in the rows if any row has one, otherwise by the prompt's hash."""
+    names = [row.split or layout.split_of(row) for row in rows]
+    examples = make_examples(rows, layout)
+    if any(names):
+        for row, name in zip(rows, names, strict=True):
+            if name not in EVAL_NAMES and name != "train":
+                shown = f"split '{name}'" if name else "no split"
+                raise UsageError(f"{row.place}: {shown}. A split is train, or one of {', '.join(sorted(EVAL_NAMES))}.")
+        held = [name in EVAL_NAMES for name in names]
+        how = "by the split that the data names"
+    else:
+        held = hold_out([prompt_text(example.prompt) for example in examples])
+        how = "held out by the prompt's hash"
+    splits: dict[str, list[Example]] = {"train": [], "eval": []}
+    for example, is_eval in zip(examples, held, strict=True):
+        splits["eval" if is_eval else "train"].append(example)
+    if not splits["train"]:
+        raise UsageError(f"{rows[0].place} and all other rows are for evaluation; there is none to train on.")
+    notes = [f"{len(splits['train'])} for training, {len(splits['eval'])} for evaluation, {how}"]
+    if not splits["eval"]:
+        notes[0] += "; nothing to evaluate on: give more rows or the setting eval_data"
+    return splits, notes + overlap_notes(splits)
+
+
+def split_by_file(
+    rows: Sequence[Row], layout: Layout, settings: Mapping[str, Any]
+) -> tuple[dict[str, list[Example]], list[str]]:
+    name, eval_rows = read(settings["eval_data"])
+    eval_layout = detect_layout(name, eval_rows, settings.get("input_key"), settings.get("label_key"))
+    splits = {"train": make_examples(rows, layout), "eval": make_examples(eval_rows, eval_layout)}
+    missing = sorted(set(layout.columns) - set(eval_layout.columns))
+    notes = [
+        f"{len(rows)} for training; evaluation on {name}: {counted(len(eval_rows), 'row')}, {eval_layout.describe()}"
+    ]
+    if eval_layout.reference != layout.reference:
+        raise UsageError(
+            f"{name} has {eval_layout.describe()}, but the training data has {layout.describe()}. Give both the same columns."
+        )
+    if missing:
+        notes.append(f"{name} lacks the columns {', '.join(missing)}; a reward gets None for them")
+    return splits, notes + overlap_notes(splits)
+
+
+def make_examples(rows: Sequence[Row], layout: Layout) -> list[Example]:
+    """Examples with stable, distinct keys: the hash of the prompt, numbered where a prompt comes again."""
+    seen: dict[str, int] = {}
+    examples = []
+    for row in rows:
+        prompt = layout.prompt_of(row)
+        digest = hashlib.sha256(prompt_text(prompt).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        seen[digest] = seen.get(digest, 0) + 1
+        key = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+        examples.append(Example(key, prompt, row.columns))
+    return examples
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt as one text: messages as `role: content` lines."""
+    return prompt if isinstance(prompt, str) else "\n".join(f"{one['role']}: {one['content']}" for one in prompt)
+
+
+def hold_out(prompts: Sequence[str]) -> list[bool]:
+    """Which rows are held out. Equal prompts stay together; two different prompts suffice for one row on each side."""
+    held = {prompt: is_held_out(prompt.encode("utf-8", "replace").decode()) for prompt in prompts}
+    if len(held) > 1 and len(set(held.values())) == 1:
+        alone = min(held, key=lambda prompt: hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest())
+        held[alone] = not held[alone]
+    elif len(held) == 1:
+        held = dict.fromkeys(held, False)
+    return [held[prompt] for prompt in prompts]
+
+
+def overlap_notes(splits: Mapping[str, Sequence[Example]]) -> list[str]:
+    train = {prompt_text(example.prompt) for example in splits["train"]}
+    shared = sum(prompt_text(example.prompt) in train for example in splits["eval"])
+    return [f"{shared} of {len(splits['eval'])} evaluation prompts are also trained on"] if shared else []
+
+
+def duplicate_notes(splits: Mapping[str, Sequence[Example]]) -> list[str]:
+    train = splits["train"]
+    repeated = len(train) - len({prompt_text(example.prompt) for example in train})
+    return [f"{counted(repeated, 'training row')} repeat an earlier prompt"] if repeated else []
+
+
+def require_references(name: str, splits: Mapping[str, Sequence[Example]], layout: Layout, reward: str) -> None:
+    """Raise UsageError if the reward compares with a reference answer and a row has none."""
+    if layout.reference is None:
+        raise UsageError(
+            f"the reward {reward} compares with a reference answer, but {name} has none; its columns: "
+            f"{', '.join(layout.columns)}. Name the column: --set task.label_key=COLUMN."
+        )
+    for split, examples in splits.items():
+        for index, example in enumerate(examples):
+            if layout.reference_of(example) is None:
+                raise UsageError(
+                    f"{name}: the {split} row {index + 1} has no {layout.reference}, which the reward {reward} compares "
+                    f"with; its prompt begins {prompt_text(example.prompt)[:60]!r}. Fill it in or remove the row."
+                )
