@@ -25,6 +25,7 @@ def train(folder, until, *, resume=False, die_at=None, save_every=3, config=CONF
             run.log_samples(
                 [{"step": step, "key": f"{step}-{index}", "completion": "x", "reward": None} for index in (0, 1)]
             )
+            run.log_event({"step": step, "kind": "step skipped", "message": "no variance", "count": 1})
             if step == die_at:
                 return
             run.log(step, {"total": total})
@@ -39,7 +40,7 @@ def test_an_interrupted_run_ends_with_the_rows_of_an_uninterrupted_one(tmp_path,
     with open(tmp_path / "cut" / "samples.jsonl", "a") as file:
         file.write('{"step": 11, "comp')
     train(tmp_path / "cut", 10, resume=True)
-    for name in ("metrics.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "samples.jsonl", "events.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert len(read_metrics(tmp_path / "cut")) == 10
     assert len(read_samples(tmp_path / "cut")) == 20
@@ -70,11 +71,14 @@ def test_another_programs_config_is_left_alone(tmp_path):
 
 def test_overwrite_deletes_upslopes_files_only(tmp_path):
     train(tmp_path, 4)
+    with RunFolder.open(tmp_path, CONFIG, resume=True) as run:
+        run.write_text("status.json", "{}")
     (tmp_path / "notes.txt").write_text("mine")
     with RunFolder.open(tmp_path, CONFIG | {"seed": 2}, overwrite=True) as run:
         assert not run.resumed
         assert run.restore() is None
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "status.json").exists()
     assert read_metrics(tmp_path) == []
     assert not (tmp_path / "checkpoints").exists()
     with pytest.raises(UsageError, match="Ask for one of them"):
@@ -116,6 +120,14 @@ def test_resume_without_settings_or_with_damaged_ones(tmp_path):
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(UsageError, match=r"has metrics.jsonl.* but no config.yaml"):
         RunFolder.open(tmp_path, CONFIG, resume=True)
+
+
+def test_a_run_without_a_checkpoint_starts_again_and_says_so(tmp_path, caplog):
+    train(tmp_path, 2)
+    with RunFolder.open(tmp_path, CONFIG, resume=True) as run:
+        assert run.resumed
+        assert run.restore() is None
+    assert "has no checkpoint: it starts again, and its 8 rows are dropped" in caplog.text
 
 
 def test_a_resumed_run_has_to_be_restored_before_it_logs(tmp_path):

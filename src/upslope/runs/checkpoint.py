@@ -32,7 +32,7 @@ from upslope.runs.state import unpack
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-NAME = re.compile(r"step-(\d+)")
+NAME = re.compile(r"step-(\d{6,})")
 UNFINISHED, REPLACED, REMOVED = ".unfinished-", ".replaced-", ".removed-"
 
 
@@ -121,11 +121,14 @@ def load_checkpoint(folder: str | Path, step: int | None = None) -> Checkpoint:
 
 
 def list_checkpoints(folder: str | Path) -> list[int]:
-    """Steps of the checkpoints in a run folder, ascending; damaged ones too."""
+    """Steps of the checkpoints in a run folder, ascending; damaged ones too. Raises RunError if it cannot be read."""
+    checkpoints = Path(folder) / "checkpoints"
     try:
-        names = [entry.name for entry in (Path(folder) / "checkpoints").iterdir() if entry.is_dir()]
-    except OSError:
+        names = [entry.name for entry in checkpoints.iterdir() if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:  # not the same as none: a run must not start again for want of a permission
+        raise RunError(f"cannot read {checkpoints}: {reason(error, checkpoints)}.") from error
     return sorted(int(match[1]) for name in names if (match := NAME.fullmatch(name)))
 
 

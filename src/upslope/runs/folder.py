@@ -3,6 +3,7 @@
 RUN/config.yaml      resolved settings          RUN/checkpoints/step-N   policy and training state (checkpoint.py)
     metrics.jsonl    one row per step           RUN/tensorboard          event files
     samples.jsonl    completions, as sampled    RUN/run.json, lock       where and by what the run was started
+    events.jsonl     what went otherwise        RUN/*.txt, *.json        what `write_text` was given
 """
 
 import json
@@ -35,7 +36,8 @@ from upslope.runs.state import pack
 
 logger = logging.getLogger(__name__)
 
-CONTENTS = ("config.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "tensorboard", "run.json")
+CONTENTS = ("config.yaml", "metrics.jsonl", "samples.jsonl", "events.jsonl", "checkpoints", "tensorboard", "run.json")
+NOTES = ("describe.txt", "self_checks.json", "status.json")
 
 
 class RunFolder:
@@ -55,6 +57,7 @@ class RunFolder:
         self._lock = lock
         self._metrics = JsonLines(path / "metrics.jsonl")
         self._samples = JsonLines(path / "samples.jsonl")
+        self._events = JsonLines(path / "events.jsonl")
         self._sink_names = tuple(sinks)
         self._sinks: Sinks | None = None
         self._purge_step: int | None = None
@@ -99,15 +102,17 @@ class RunFolder:
             raise
 
     def restore(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None if the run has none yet; metrics and samples after it are dropped.
+        """The newest whole checkpoint, or None if the run has none yet; later rows of the .jsonl files are dropped.
 
         Raises UsageError if every checkpoint is damaged, naming what is wrong with each.
         """
         checkpoint = load_checkpoint(self.path) if list_checkpoints(self.path) else None
         step = checkpoint.step if checkpoint else -1
-        for lines in (self._metrics, self._samples):
-            if dropped := lines.rewind(step):
-                logger.info("%s: dropped %d rows after step %d, to be written again.", lines.path, dropped, step)
+        dropped = sum(lines.rewind(step) for lines in (self._metrics, self._samples, self._events))
+        if dropped and checkpoint is None:
+            logger.warning("%s has no checkpoint: it starts again, and its %d rows are dropped.", self.path, dropped)
+        elif checkpoint:
+            logger.info("resuming after step %d; %d rows after it are dropped, to be written again.", step, dropped)
         self._purge_step = step + 1 if self.resumed else None
         self._ready = True
         return checkpoint
@@ -125,6 +130,15 @@ class RunFolder:
         self._check_ready()
         self._samples.append(rows)
 
+    def log_event(self, row: Mapping[str, Any]) -> None:
+        """Add a row to events.jsonl: {"step", "kind", "message", "count"}. Raises RunError on a full disk."""
+        self._check_ready()
+        self._events.append([row])
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write one of NOTES, the whole file at once. Raises RunError on a full disk."""
+        write_atomic(self.path / name, text)
+
     def save(
         self,
         step: int,
@@ -140,6 +154,7 @@ class RunFolder:
         """
         self._metrics.sync()
         self._samples.sync()
+        self._events.sync()
         structure, tensors = pack(state)
         return save_checkpoint(
             self.path, step, write_policy=write_policy, tensors=tensors, state=structure, keep=keep, best=best
@@ -151,6 +166,7 @@ class RunFolder:
             self._sinks.close()
         self._metrics.close()
         self._samples.close()
+        self._events.close()
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -260,7 +276,7 @@ def _warn_of_versions(path: Path) -> None:
 
 
 def _remove_run(path: Path) -> None:
-    found = [path / name for name in (*CONTENTS, "report.html") if (path / name).exists()]
+    found = [path / name for name in (*CONTENTS, *NOTES, "report.html") if (path / name).exists()]
     if not found:
         return
     if not _is_ours(path):
