@@ -54,6 +54,7 @@ COLUMNS = {
     "log_distribution": Column("RT*", "float", "log-probs of the whole vocabulary"),
 }
 DTYPES = {"bool": torch.bool, "int": torch.int64}
+GOVERNING = {"logp", "mask", "valid"}  # columns by which the others are checked and masked
 UNMASKED = {"token_reward", "log_distribution"}  # a reward may fall on a tool's token; -inf is a fair log-prob
 
 
@@ -79,19 +80,12 @@ class Batch:
             raise UsageError(f"column 'logp' has shape {list(logp.shape)}; it must be [R, T], rows by token positions.")
         mask = given.get("mask")
         given["mask"] = torch.ones_like(logp, dtype=torch.bool) if mask is None else mask
-        if given.get("advantage") is not None and given["advantage"].shape == logp.shape[:1]:
-            given["advantage"] = given["advantage"].unsqueeze(1).expand_as(logp)
-        _check_shapes(given)
+        _check_shapes({name: given[name] for name in ("logp", "mask")}, logp)
         if not given["mask"].any():
             raise UsageError(
                 "column 'mask' has no trained token in any row: nothing to learn from. Mark response tokens True."
             )
-        _check_finite(given)
-        if "group" in given:
-            given["group"] = torch.unique(given["group"], return_inverse=True)[1]
-        object.__setattr__(
-            self, "_columns", {name: _masked(name, column, given["mask"]) for name, column in given.items()}
-        )
+        object.__setattr__(self, "_columns", _checked(given, given["mask"], given.get("valid"), logp))
         object.__setattr__(self, "_reader", None)
 
     def __getattr__(self, name: str) -> Tensor:
@@ -123,7 +117,15 @@ class Batch:
 
     def replace(self, **columns: Any) -> "Batch":
         """A Batch with these columns new or changed; None removes one. Checked as at construction."""
-        return self._with_reader(Batch(**{**self._columns, **columns}))
+        if GOVERNING & columns.keys():
+            return self._with_reader(Batch(**{**self._columns, **columns}))
+        fresh = {name: _as_tensor(name, value) for name, value in columns.items() if value is not None}
+        kept = {name: column for name, column in self._columns.items() if name not in columns}
+        twin = object.__new__(Batch)
+        made = _checked(fresh, self.mask, self._columns.get("valid"), self.logp)
+        object.__setattr__(twin, "_columns", {**kept, **made})
+        object.__setattr__(twin, "_reader", self._reader)
+        return twin
 
     def select(self, rows: Tensor) -> "Batch":
         """The rows [r] int64 (or a bool mask [R]) of every column."""
@@ -255,8 +257,21 @@ def _as_tensor(name: str, value: Any) -> Tensor:
     return tensor
 
 
-def _check_shapes(given: Mapping[str, Tensor]) -> None:
-    rows, width = given["logp"].shape
+def _checked(given: dict[str, Tensor], mask: Tensor, valid: Tensor | None, logp: Tensor) -> dict[str, Tensor]:
+    """The columns `given` in their final form: shapes and numbers checked, masked, groups renumbered."""
+    advantage = given.get("advantage")
+    if advantage is not None and advantage.shape == logp.shape[:1]:
+        given["advantage"] = advantage.unsqueeze(1).expand_as(logp)
+    _check_shapes(given, logp)
+    _check_finite(given, mask, valid)
+    if "group" in given:
+        given["group"] = torch.unique(given["group"], return_inverse=True)[1]
+    with torch.enable_grad():  # `prepare` runs without gradient, but must hand on logp with its own
+        return {name: _masked(name, column, mask) for name, column in given.items()}
+
+
+def _check_shapes(given: Mapping[str, Tensor], logp: Tensor) -> None:
+    rows, width = logp.shape
     for name, tensor in given.items():
         known = COLUMNS[name].shape if name in COLUMNS else "R"
         wanted = {"R": (rows,), "RT": (rows, width), "RT*": (rows, width)}[known]
@@ -270,15 +285,14 @@ def _check_shapes(given: Mapping[str, Tensor]) -> None:
             )
 
 
-def _check_finite(given: Mapping[str, Tensor]) -> None:
-    valid = given.get("valid")
+def _check_finite(given: Mapping[str, Tensor], mask: Tensor, valid: Tensor | None) -> None:
     for name, tensor in given.items():
         if not tensor.is_floating_point():
             continue
         finite = tensor.isfinite()
         if name == "log_distribution" or bool(finite.all()):
             continue
-        matters = given["mask"] if tensor.ndim >= 2 and tensor.shape[:2] == given["mask"].shape else None
+        matters = mask if tensor.ndim >= 2 and tensor.shape[:2] == mask.shape else None
         if valid is not None:
             matters = valid.view(-1, *[1] * (tensor.ndim - 1)) if matters is None else matters & valid.unsqueeze(1)
         if matters is not None:

@@ -5,7 +5,7 @@ Sources: verl `agg_loss`, TRL `loss_type`; the formulas are those of the methods
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -93,10 +93,17 @@ class LocalTokenMean(Part):
 
 @dataclass(frozen=True)
 class RowMean(Part):
-    """Mean over sequences that have a trained token, for a surrogate that gives one loss per sequence. [R]"""
+    """Mean over sequences that have a trained token, for a surrogate that gives one loss per sequence. [R]
 
-    level: ClassVar[str] = "sequence"
-    formula: ClassVar[str] = "mean over sequences"
+    `by_length` multiplies each sequence's loss by its number of trained tokens (LUSPO).
+    """
+
+    by_length: bool = False
+    level: ClassVar[Literal["token", "sequence"]] = "sequence"
+
+    def describe(self) -> str:
+        return "mean over sequences of length times" if self.by_length else "mean over sequences"
 
     def __call__(self, batch: Batch) -> Tensor:
-        return batch.trained.to(batch.dtype) / batch.trained.sum()
+        share = batch.trained.to(batch.dtype) / batch.trained.sum()
+        return share * batch.length if self.by_length else share
