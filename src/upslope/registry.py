@@ -79,6 +79,16 @@ class Method:
         """The paper on arXiv, if `paper` is an arXiv number."""
         return f"https://arxiv.org/abs/{self.paper}" if re.fullmatch(r"\d{4}\.\d{4,5}", self.paper) else None
 
+    def tests(self) -> str | None:
+        """The method's test file relative to the repository, where it can be seen (a checkout)."""
+        test = Path("tests", "methods", self.family, f"test_{self.name}.py")
+        return str(test) if (METHODS.parents[2] / test).exists() else None
+
+    def claim(self) -> str:
+        """What became of the paper's claim at our scale: the page's `Claim` line, or "not tested"."""
+        match = re.search(r"^Claim:\s*(.+)", self.page, flags=re.MULTILINE)
+        return match[1] if match else "not tested"
+
     def section(self, heading: str) -> str | None:
         """The text under one of HEADINGS in the page, or None."""
         return self.sections().get(heading)

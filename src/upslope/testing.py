@@ -89,7 +89,9 @@ def check_columns(recipe: Recipe, batch: Batch) -> None:
             recipe(exact.replace(**{column: None}))
         except UsageError as error:
             complaint = str(error)
-        assert column in complaint, f"{recipe.name} declares needs {column!r} but, without it, says: {complaint or 'nothing'}"
+        assert column in complaint, (
+            f"{recipe.name} declares needs {column!r} but, without it, says: {complaint or 'nothing'}"
+        )
 
 
 def check_invariances(recipe: Recipe, batch: Batch) -> None:

@@ -1,0 +1,92 @@
+"""The command line: one file per command, found by name; tyro reads a command's options from its function."""
+
+import contextlib
+import functools
+import importlib
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+from upslope.errors import UsageError
+
+COMMANDS = {
+    "train": "train a model by a method, on a task or your own data",
+    "eval": "pass@k of a model on held-out prompts",
+    "compare": "several methods over the same seeds and prompts",
+    "report": "an HTML report of one or more runs",
+    "methods": "list the methods",
+    "show": "a method's objective, parts, settings, paper and page",
+    "diff": "the parts in which two methods differ",
+    "tasks": "list the tasks",
+    "doctor": "check this machine, and a model with a task if given",
+    "new": "start the file, the test and the page of a method",
+}
+ALIASES = {"describe": "show", "list": "methods"}
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command. Raises UsageError for a command or an option that does not exist."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        from upslope import __version__
+
+        print(f"upslope {__version__}")
+        return 0
+    name = ALIASES.get(arguments[0], arguments[0])
+    if name not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(name, [*COMMANDS, *ALIASES], n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"Commands: {', '.join(COMMANDS)}."
+        raise UsageError(f"no command '{name}'. {hint}")
+    command: Callable[..., int | None] = importlib.import_module(f"upslope.cli.{name}").command
+    keywords = _parse(name, command, arguments[1:])
+    return 0 if keywords is None else command(**keywords) or 0
+
+
+def _parse(name: str, command: Callable, arguments: list[str]) -> dict[str, Any] | None:
+    """The command's keywords, or None where its help was printed. tyro's boxed errors become one line."""
+    import tyro
+
+    @functools.wraps(command)
+    def keywords(**given: Any) -> dict[str, Any]:
+        return given
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(keywords, prog=f"upslope {name}", args=arguments)
+    except SystemExit as end:
+        if not end.code:
+            return None
+    raise UsageError(f"{name}: {_one_line(complaint.getvalue())} See `upslope {name} --help`.")
+
+
+def _one_line(box: str) -> str:
+    """What a box of tyro's says, without its frame and its help texts."""
+    lines = [line.strip(" │|") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    said: list[str] = []
+    for line in lines:
+        if line.startswith(("─", "╰", "Argument helptext", "For full")) and said:
+            break
+        if line and not line.startswith(("╭", "─")):
+            said.append(line)
+    suggestions = re.findall(r"^--[\w-]+", "\n".join(lines), flags=re.MULTILINE)
+    text = " ".join(said).rstrip(".") + "."
+    return (
+        f"{text} Perhaps {' or '.join(dict.fromkeys(suggestions))}?" if "Unrecognized" in text and suggestions else text
+    )
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = ["upslope COMMAND [OPTIONS]", ""]
+    lines += [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    lines += [
+        "",
+        "  upslope COMMAND --help shows a command's options; --debug shows tracebacks; --version the version.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,37 @@
+"""upslope COMMAND: exit 0 on success, 2 for wrong usage with one line that helps, 1 for a failure."""
+
+import os
+import sys
+import traceback
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command line and returns its exit status; a traceback is shown with --debug only."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    # Idle threads of the maths libraries sleep instead of spinning: two runs beside each other would starve otherwise.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    from upslope.cli import run
+    from upslope.errors import UsageError
+
+    try:
+        return run([word for word in given if word != "--debug"])
+    except UsageError as error:
+        message, status = str(error), 2
+    except KeyboardInterrupt:
+        message, status = "interrupted.", 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        message, status = f"{type(error).__name__}: {error}. Run again with --debug for the traceback.", 1
+    if debug:
+        traceback.print_exc()
+    print(f"upslope: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

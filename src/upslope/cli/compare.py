@@ -1,0 +1,85 @@
+"""upslope compare A B ... --task NAME --seeds K --steps N --out DIR"""
+
+from pathlib import Path
+
+import tyro
+
+from upslope.cli.train import Repeated, resolve
+from upslope.errors import UsageError
+
+
+def command(
+    methods: tyro.conf.Positional[tuple[str, ...]],
+    *,
+    out: Path,
+    task: str | None = None,
+    data: str | None = None,
+    reward: str | None = None,
+    model: str = "tiny",
+    seeds: int = 5,
+    steps: int = 60,
+    parallel: int | None = None,
+    set: Repeated = (),
+) -> int:
+    """Train several methods over the same seeds and prompts, and compare held-out pass@1.
+
+    Reports interquartile means over seeds with bootstrap intervals, and differences from the first method, paired by seed:
+    in the terminal, as results.json and as report.html. Called again, it goes on where it was stopped.
+
+    Example: `upslope compare grpo dr_grpo grpo:ratio_high=1.28 --task chain_sum --out runs/compare`
+
+    Args:
+        methods: names, each perhaps with settings of its own: NAME:SETTING=VALUE,SETTING=VALUE
+        out: the folder of all runs.
+        task: a name that `upslope tasks` lists.
+        data: your own data, as for train.
+        reward: your own reward, as for train.
+        model: tiny, a Hugging Face folder, or a hub id.
+        seeds: runs per method.
+        steps: training steps of each run.
+        parallel: runs at once; as many as there are cores where not given.
+        set: path=value for every run, as for train; repeatable.
+    """
+    from upslope.compare import parse_entry, plan_jobs, run_jobs, summarize
+    from upslope.report import write_compare_report
+    from upslope.threads import available_cores
+
+    if not methods:
+        raise UsageError(
+            "compare: name at least one method. Example: upslope compare grpo dr_grpo --task chain_sum --out runs/c"
+        )
+    given = {"model": model, "task": task, "data": data, "reward": reward, "steps": steps}
+    from upslope.registry import make
+
+    for entry in methods:
+        name, overrides = parse_entry(entry)
+        make(name, **resolve(name, given, (*set, *overrides), config=None, out=None, resume=False).settings)
+    cores = available_cores()
+    parallel = parallel or cores
+    jobs = plan_jobs(methods, seeds, out)
+    options = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    options += [word for override in set for word in ("--set", override)]
+    failed = run_jobs(
+        jobs, options, parallel=parallel, threads=max(1, cores // parallel), say=lambda text: print(text, flush=True)
+    )
+    results = summarize(jobs, out, task or str(data), steps)
+    for line in table(results):
+        print(line)
+    print(f"report: {write_compare_report(out, out / 'report.html')}")
+    return 1 if failed else 0
+
+
+def table(results: dict) -> list[str]:
+    """The methods with interquartile mean, interval and difference from the first, best first."""
+    methods = results["methods"]
+    if not methods:
+        return ["no run has finished."]
+    width = max(map(len, methods))
+    lines = [f"{'':<{width}}  {results['metric']} at step {results['steps']}: interquartile mean [95 % interval]"]
+    for label, found in sorted(methods.items(), key=lambda item: -item[1]["iqm"]):
+        line = f"{label:<{width}}  {found['iqm']:.3f} [{found['low']:.3f}, {found['high']:.3f}]  {len(found['seeds'])} seeds"
+        if "difference" in found:
+            d = found["difference"]
+            line += f"  {d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] from {d['from']}"
+        lines.append(line)
+    return lines

@@ -1,0 +1,81 @@
+"""upslope eval MODEL --task NAME [-k K]"""
+
+import json
+from typing import Annotated
+
+import tyro
+
+from upslope.cli.train import Flag, Repeated, resolve
+from upslope.errors import UsageError
+from upslope.rollout import Sampling
+
+
+def command(
+    model: tyro.conf.Positional[str],
+    *,
+    task: str | None = None,
+    data: str | None = None,
+    reward: str | None = None,
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 1,
+    samples: int | None = None,
+    prompts: int = 200,
+    temperature: float = 1.0,
+    seed: int = 0,
+    as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False,
+    set: Repeated = (),
+) -> int:
+    """pass@k of a model on a task's held-out prompts, by the unbiased estimator, with a bootstrap interval over prompts.
+
+    Args:
+        model: tiny, a Hugging Face folder (a checkpoint of a run is one), or a hub id.
+        task: a name that `upslope tasks` lists.
+        data: your own data, as for train.
+        reward: your own reward, as for train.
+        k: completions of which one must pass.
+        samples: completions drawn per prompt; the larger of 4 and k where not given.
+        prompts: held-out prompts, at most.
+        temperature: of the sampling; 0 is greedy.
+        seed: of task and sampling.
+        as_json: print one JSON object.
+        set: path=value, as for train; repeatable.
+    """
+    from upslope.evaluate import evaluate
+    from upslope.setup import open_parts
+    from upslope.threads import use_threads
+
+    drawn = max(4, k) if samples is None else samples
+    if not 1 <= k <= drawn:
+        raise UsageError(
+            f"eval: pass@{k} needs k between 1 and the {drawn} samples per prompt. Lower -k or raise --samples."
+        )
+    overrides = (f"eval.prompts={prompts}", f"eval.samples={drawn}", *set)
+    given = {"model": model, "task": task, "data": data, "reward": reward, "seed": seed}
+    config = resolve("reinforce", given, overrides, config=None, out=None, resume=False)
+    use_threads(config.threads)
+    parts = open_parts(config, recipe=None, task=None, policy=None, weights=None)
+    try:
+        found = evaluate(
+            engine=parts.engine,
+            judge=parts.task.judge,
+            encode=parts.actors.policy.encode,
+            examples=parts.eval_examples,
+            samples=drawn,
+            sampling=Sampling(parts.max_tokens, temperature, config.top_p, config.top_k, config.stop),
+            solved_at=parts.task.solved_at,
+            seed=seed,
+            ks=(1, k),
+        )
+    finally:
+        parts.task.close()
+    if as_json:
+        print(json.dumps({"model": model, "task": parts.task.name, **found.metrics}))
+        return 0
+    for wanted in sorted({1, k}):
+        value, low, high = (found.metrics[f"eval/pass@{wanted}{end}"] for end in ("", "_low", "_high"))
+        print(
+            f"pass@{wanted}  {value:.3f}  [{low:.3f}, {high:.3f}]  ({len(parts.eval_examples)} prompts, {drawn} samples each)"
+        )
+    if found.metrics["eval/failed"]:
+        reasons = {outcome.failure for outcome in found.outcomes if outcome.failure}
+        print(f"{found.metrics['eval/failed']:.0f} rewards failed and count as not passed, e.g. {next(iter(reasons))}")
+    return 0

@@ -1,0 +1,108 @@
+"""upslope train METHOD [--task NAME | --data FILE] [...]"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from upslope.config import Config, config_from, merge_overrides, read_config
+from upslope.errors import UsageError
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+
+def command(
+    method: tyro.conf.Positional[str] = "",
+    *,
+    task: str | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    reward: str | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    out: Path | None = None,
+    resume: Flag = False,
+    config: Path | None = None,
+    set: Repeated = (),
+) -> int:
+    """Train a language model by a method, on a task by name or on your own data and reward.
+
+    Examples:
+      upslope train grpo --task chain_sum
+      upslope train dr_grpo --data questions.jsonl --reward my_reward.py:score --model ./my-model
+      upslope train grpo --task chain_sum --set ratio_high=1.28 --set optimizer.lr=3e-4
+      upslope train grpo --out runs/first --resume
+
+    Args:
+        method: a name that `upslope methods` lists, `grpo@trl` for a system's preset, or the path of a method's file.
+        task: a name that `upslope tasks` lists.
+        model: tiny (the embedded model), a Hugging Face folder, or a hub id.
+        data: JSONL, JSON, CSV or Parquet, or a datasets folder, with the columns of TRL, verl, OpenRLHF or question/answer.
+        reward: FILE.py:FUNCTION, math, exact or regex:PATTERN; sums as `a.py:f*0.5+exact*1.0`.
+        steps: optimizer steps' worth of rollouts to train for.
+        seed: seed of prompts, sampling and initial adapters.
+        out: the run's folder; a new one under runs/ where not given.
+        resume: go on with the run in --out.
+        config: YAML with settings, as a run's config.yaml.
+        set: path=value, for any setting of the run (optimizer.lr=1e-4) or of the method (ratio_high=1.28); repeatable.
+    """
+    given = {"task": task, "model": model, "data": data, "reward": reward, "steps": steps, "seed": seed}
+    resolved = resolve(method, given, set, config=config, out=out, resume=resume)
+    folder = out or _new_folder(resolved)
+    return train(resolved, folder, resume)
+
+
+def resolve(
+    method: str,
+    given: dict[str, Any],
+    overrides: tuple[str, ...],
+    *,
+    config: Path | None,
+    out: Path | None,
+    resume: bool,
+) -> Config:
+    """The run's Config: a file (or the resumed run's own), then the options given, then --set."""
+    values: dict[str, Any] = {}
+    if resume:
+        if out is None:
+            raise UsageError("train: --resume needs the run's folder: --out DIR.")
+        if config is None and (out / "config.yaml").exists():
+            values = read_config(out / "config.yaml")
+    if config is not None:
+        values = read_config(config)
+    options = {name: value for name, value in given.items() if value is not None}
+    if method:
+        options["method"] = method
+    if not method and "method" not in values:
+        raise UsageError(
+            "train: which method? Example: upslope train grpo --task chain_sum. `upslope methods` lists them."
+        )
+    if "data" in options and "task" not in options:
+        values.pop("task", None)
+    if "task" in options and "data" not in options:
+        values.pop("data", None)
+    return config_from(merge_overrides({**values, **options}, overrides), where=str(config) if config else "train")
+
+
+def train(config: Config, folder: Path, resume: bool) -> int:
+    """Runs the training with its live view, self-checks, report and summary; returns the exit status."""
+    from upslope.threads import use_threads
+
+    use_threads(config.threads)
+    from upslope.progress import progress
+    from upslope.session import run_session
+
+    with progress(config) as view:
+        summary = run_session(config, folder, resume=resume, view=view)
+    for line in summary.lines:
+        print(line)
+    return 0 if summary.ok else 1
+
+
+def _new_folder(config: Config) -> Path:
+    """runs/METHOD-TASK, or with the first free number behind it."""
+    what = config.task or Path(config.data or "data").stem
+    base = f"{Path(config.method).stem}-{what}".replace("@", "-").replace("/", "-")
+    names = [base, *(f"{base}-{number}" for number in range(2, 10_000))]
+    return next(path for name in names if not (path := Path("runs", name)).exists())

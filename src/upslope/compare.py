@@ -1,0 +1,170 @@
+"""Several methods over the same seeds and prompts: one process per run, as many at once as there are cores."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upslope.errors import UsageError
+from upslope.runs.files import write_atomic
+from upslope.runs.metrics import read_metrics
+from upslope.runs.statistics import Interval, bootstrap, interquartile_mean, paired_difference
+
+METRIC = "eval/pass@1"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a comparison: `label` is the method with its settings, `overrides` those of train's --set."""
+
+    label: str
+    method: str
+    overrides: tuple[str, ...]
+    seed: int
+    folder: Path
+
+
+def parse_entry(entry: str) -> tuple[str, tuple[str, ...]]:
+    """`grpo:ratio_high=1.28,beta=0` -> ("grpo", ("ratio_high=1.28", "beta=0"))."""
+    method, _, settings = entry.partition(":")
+    return method, tuple(part for part in settings.split(",") if part)
+
+
+def plan_jobs(entries: Sequence[str], seeds: int, out: Path) -> list[Job]:
+    """Every entry with every seed, seed by seed, so that a comparison that is stopped early is balanced."""
+    if len(set(entries)) < len(entries):
+        raise UsageError(f"compare: an entry is named twice among {', '.join(entries)}.")
+    if seeds < 1:
+        raise UsageError(f"compare: --seeds is {seeds}; it must be at least 1.")
+    jobs = []
+    for seed in range(seeds):
+        for entry in entries:
+            method, overrides = parse_entry(entry)
+            safe = "".join(c if c.isalnum() or c in "._-@=" else "-" for c in entry)
+            jobs.append(Job(entry, method, overrides, seed, out / safe / f"seed-{seed}"))
+    return jobs
+
+
+def run_jobs(jobs: Sequence[Job], options: Sequence[str], *, parallel: int, threads: int, say: Any) -> list[Job]:
+    """Runs what is not finished yet, each in its own process; returns the jobs that failed."""
+    waiting = [job for job in jobs if not finished(job.folder)]
+    if len(waiting) < len(jobs):
+        say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already.")
+    running: list[tuple[Job, subprocess.Popen]] = []
+    failed: list[Job] = []
+    done = len(jobs) - len(waiting)
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                job = waiting.pop(0)
+                running.append((job, _start(job, options, threads)))
+            time.sleep(0.1)
+            for job, process in [pair for pair in running if pair[1].poll() is not None]:
+                running.remove((job, process))
+                done += 1
+                if process.returncode:
+                    failed.append(job)
+                    say(f"{done}/{len(jobs)}  {job.label} seed {job.seed} failed: {_last_line(job.folder)}")
+                else:
+                    say(f"{done}/{len(jobs)}  {job.label} seed {job.seed}: {METRIC} {final(job.folder, METRIC):.3f}")
+    finally:
+        for _, process in running:
+            process.terminate()
+        for _, process in running:
+            process.wait()
+    return failed
+
+
+def _start(job: Job, options: Sequence[str], threads: int) -> subprocess.Popen:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable,
+        "-m",
+        "upslope",
+        "train",
+        job.method,
+        *options,
+        "--seed",
+        str(job.seed),
+        "--out",
+        str(job.folder),
+    ]
+    command += ["--resume"] if (job.folder / "config.yaml").exists() else []
+    for override in (f"threads={threads}", *job.overrides):
+        command += ["--set", override]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with open(job.folder / "log.txt", "ab") as log:
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        )
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in this folder has trained all its steps."""
+    try:
+        return json.loads((folder / "status.json").read_text())["state"] == "finished"
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def final(folder: Path, metric: str) -> float:
+    """The last value of a metric, NaN where there is none."""
+    values = [row[metric] for row in read_metrics(folder / "metrics.jsonl") if row.get(metric) is not None]
+    return float(values[-1]) if values else float("nan")
+
+
+def area(folder: Path, metric: str) -> float:
+    """Mean of a metric over the run's evaluations by the trapezoid rule: how early it rises, not only how high."""
+    pairs = [
+        (row["step"], row[metric]) for row in read_metrics(folder / "metrics.jsonl") if row.get(metric) is not None
+    ]
+    if len(pairs) < 2:
+        return float("nan")
+    steps, values = np.array(pairs, dtype=float).T
+    return float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))
+
+
+def summarize(jobs: Sequence[Job], out: Path, task: str, steps: int) -> dict[str, Any]:
+    """results.json: interquartile means over seeds with bootstrap intervals, and paired differences from the first entry."""
+    labels = list(dict.fromkeys(job.label for job in jobs))
+    usable = [job for job in jobs if finished(job.folder)]
+    methods: dict[str, Any] = {}
+    finals: dict[str, dict[int, float]] = {}
+    for label in labels:
+        mine = [job for job in usable if job.label == label]
+        finals[label] = {job.seed: final(job.folder, METRIC) for job in mine}
+        if not mine:
+            continue
+        estimate = bootstrap(np.array(list(finals[label].values())), interquartile_mean)
+        methods[label] = {
+            **_interval(estimate, "iqm"),
+            "final": list(finals[label].values()),
+            "area": _interval(
+                bootstrap(np.array([area(job.folder, METRIC) for job in mine]), interquartile_mean), "iqm"
+            ),
+            "seeds": [job.seed for job in mine],
+            "runs": [str(job.folder.relative_to(out)) for job in mine],
+        }
+        shared = sorted(finals[label].keys() & finals[labels[0]].keys())
+        if label != labels[0] and shared:
+            x, y = (np.array([finals[which][seed] for seed in shared]) for which in (label, labels[0]))
+            methods[label]["difference"] = {"from": labels[0], **_interval(paired_difference(x, y), "mean")}
+    results = {"task": task, "metric": METRIC, "steps": steps, "methods": methods}
+    write_atomic(out / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def _interval(found: Interval, name: str) -> dict[str, float]:
+    return {name: found.value, "low": found.low, "high": found.high}
+
+
+def _last_line(folder: Path) -> str:
+    lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no output"

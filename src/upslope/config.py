@@ -1,0 +1,221 @@
+"""The settings of a run: one dataclass that round-trips through YAML, the command line and Python."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from upslope.errors import UsageError
+from upslope.settings import converted
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. `lr` None: 1e-3 for models under 20M parameters, 1e-5 with LoRA, else 1e-6. `critic_lr` None: the same.
+
+    `warmup` steps rise linearly; then constant, or down to 0 at the last step. Gradients are clipped to norm `grad_clip`.
+    """
+
+    lr: float | None = None
+    critic_lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    warmup: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    grad_clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Every `every` steps, `samples` completions of each of `prompts` held-out prompts; 0 steps: first and last only.
+
+    A completion passes with a reward of at least the task's `solved_at`; pass@k for k = 1, 2, 4, ... up to `samples`.
+    """
+
+    every: int = 10
+    prompts: int = 128
+    samples: int = 4
+    temperature: float = 1.0
+    solved_at: float = 1.0
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on the linear layers; `rank` 0 trains every weight."""
+
+    rank: int = 0
+    alpha: float = 32.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run is made of.
+
+    settings        overrides of the recipe: `ratio_high`, `rollout.group_size`, `advantage=rloo`
+    task_settings   of a named task: its own; of data: input_key, label_key, eval_data
+    max_tokens      of a completion; None: what the task recommends, else 64
+    top_p, top_k    truncation of the sampling distribution; ratios are taken against the whole one
+    old_logp        "sampler": the engine's log-probs; "recompute": one more pass of the model; "auto": the former in float32
+    tokens_per_pass bound of a micro-batch, in packed tokens; results do not depend on it
+    max_skipped     steps skipped in a row after which the run stops
+    threads         of torch; None: every core this process may use
+    sinks           of tensorboard, wandb, trackio
+    """
+
+    method: str = "grpo"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    model: str = "tiny"
+    task: str | None = None
+    task_settings: Mapping[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    reward: str | None = None
+    steps: int = 60
+    seed: int = 0
+    prompts_per_step: int = 16
+    max_tokens: int | None = None
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    tokens_per_pass: int = 16384
+    old_logp: Literal["auto", "sampler", "recompute"] = "auto"
+    max_skipped: int = 5
+    checkpoint_every: int = 20
+    keep_checkpoints: int = 2
+    reward_timeout: float = 10.0
+    reward_workers: int = 1
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    packing: Literal["auto", "tree", "padded"] = "auto"
+    gradient_checkpointing: bool = False
+    vocab_chunk: int | None = None
+    trust_remote_code: bool = False
+    threads: int | None = None
+    self_checks: bool = True
+    sinks: tuple[str, ...] = ("tensorboard",)
+
+    def __post_init__(self) -> None:
+        for name, low in {
+            "steps": 0,
+            "prompts_per_step": 1,
+            "tokens_per_pass": 1,
+            "max_skipped": 1,
+            "keep_checkpoints": 1,
+        }.items():
+            if getattr(self, name) < low:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UsageError(f"max_tokens is {self.max_tokens}; it must be at least 1.")
+        if self.task is not None and self.data is not None:
+            raise UsageError(f"both task '{self.task}' and data '{self.data}' are given; a run trains on one of them.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and scalars, as in config.yaml."""
+        return _plain(dataclasses.asdict(self))
+
+
+FREE_ON_RESUME = frozenset(
+    {
+        "steps",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "threads",
+        "sinks",
+        "self_checks",
+        "reward_workers",
+        "max_skipped",
+    }
+)
+"""Settings that may change when a run is resumed; any other change would make it another run."""
+
+
+def config_from(values: Mapping[str, Any], *, where: str = "config") -> Config:
+    """A Config of nested dicts, such as YAML gives. Raises UsageError for unknown keys and wrong kinds of value."""
+    return _from_dict(Config, values, where)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The dict in a YAML file. Raises UsageError where it is missing, malformed or no mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the config {path}: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} holds {type(values).__name__}, not settings. Write lines such as `steps: 100`.")
+    return values
+
+
+def merge_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`values` with `path=value` strings laid over: a field of Config (`optimizer.lr=1e-4`), else a setting of the recipe.
+
+    Values are read as YAML. Raises UsageError where there is no `=`.
+    """
+    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    names = {f.name for f in dataclasses.fields(Config)}
+    nested = {name for name in names if dataclasses.is_dataclass(getattr(Config(), name))}
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise UsageError(f"--set takes path=value, not '{override}'. Example: --set optimizer.lr=1e-4")
+        value = parse_value(text)
+        head, _, rest = path.partition(".")
+        if rest and head in {*nested, "settings", "task_settings"}:
+            merged.setdefault(head, {})[rest] = value
+        elif path in names:
+            merged[path] = value
+        else:
+            merged.setdefault("settings", {})[path] = value
+    return merged
+
+
+def parse_value(text: str) -> Any:
+    """A scalar or list as YAML reads it; `1e-4` is a number too, which YAML 1.1 takes for a string."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None if value.lower() == "none" else value
+    return value
+
+
+def _from_dict(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    made: dict[str, Any] = {}
+    example = kind()
+    for key, value in values.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else f" There is: {', '.join(known)}."
+            raise UsageError(f"{where} has no setting '{key}'.{hint}")
+        current = getattr(example, key)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise UsageError(
+                    f"{where}.{key} takes settings, not {value!r}. Example: {key}: {{{next(iter(vars(current)))}: ...}}"
+                )
+            made[key] = _from_dict(type(current), value, f"{where}.{key}")
+        elif isinstance(current, Mapping):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{where}.{key} takes a mapping of settings, not {value!r}.")
+            made[key] = dict(value)
+        else:
+            made[key] = converted(example, key, value)
+    return kind(**made)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

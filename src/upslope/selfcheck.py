@@ -1,0 +1,154 @@
+"""Checks of the actual model and data before the first step; each stands for a bug that others have shipped."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from upslope.collect import first_batch, seeded
+from upslope.config import Config
+from upslope.engines.gap import sampler_gap
+from upslope.errors import UsageError
+from upslope.learner import Learner
+from upslope.rollout import Outcome, Rollouts, Sampling
+from upslope.setup import Parts
+from upslope.update import Actors, Updater
+
+GAP_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+SAVE_LIMIT = 300_000_000  # parameters; beyond, saving a copy to see whether it loads takes minutes
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check's name, whether it passed, the measured value with its limit, and a sentence for the log."""
+
+    name: str
+    ok: bool
+    value: float
+    limit: float
+    message: str
+
+
+def self_checks(parts: Parts, config: Config) -> list[Check]:
+    """Round trip of tokens, sampler against trainer, mask, micro-batches, one step saved and resumed. Weights stay as they are."""
+    rollouts = _sample(parts, config)
+    checks: list[Callable[[], Check]] = [
+        lambda: _tokens_round_trip(parts),
+        lambda: _sampler_gap(parts, rollouts, config),
+        lambda: _mask_coverage(rollouts),
+        lambda: _micro_batches(parts, rollouts, config),
+    ]
+    if sum(p.numel() for p in parts.actors.policy.model.parameters()) <= SAVE_LIMIT:
+        checks.append(lambda: _save_and_resume(parts, rollouts, config))
+    return [check() for check in checks]
+
+
+def _sample(parts: Parts, config: Config) -> Rollouts:
+    """Two completions of each of a few training prompts, short."""
+    policy = parts.actors.policy
+    examples = [parts.train_examples[i] for i in range(min(4, len(parts.train_examples)))]
+    ids = [found for example in examples if len(found := policy.encode(example.prompt)) <= parts.prompt_limit]
+    if not ids:
+        raise UsageError(
+            f"the first prompts are all longer than {parts.prompt_limit} tokens. Lower max_tokens or shorten them."
+        )
+    sampling = Sampling(min(parts.max_tokens, 16))
+    return parts.engine.generate(ids, [2] * len(ids), sampling, seeded(config.seed, "self-check"))
+
+
+def _tokens_round_trip(parts: Parts) -> Check:
+    """Text that is decoded and encoded anew gives the same text: no bytes are lost in the tokenizer."""
+    policy, lost = parts.actors.policy, []
+    for index in range(min(8, len(parts.train_examples))):
+        prompt = parts.train_examples[index].prompt
+        texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+        for text in texts:
+            again = policy.decode(policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if again.strip() != text.strip():
+                lost.append((text, again))
+    message = "prompts survive the tokenizer"
+    if lost:
+        message = f"the tokenizer changes prompts: {lost[0][0][:60]!r} becomes {lost[0][1][:60]!r}"
+    return Check("tokens round-trip", not lost, float(len(lost)), 0.0, message)
+
+
+def _sampler_gap(parts: Parts, rollouts: Rollouts, config: Config) -> Check:
+    policy = parts.actors.policy
+    with torch.no_grad():
+        gap = sampler_gap(rollouts, policy.score(rollouts, frozenset({"logp"})))["sampler_gap/max"]
+    limit = GAP_LIMIT.get(policy.dtype, 1e-3)
+    message = f"log-probs of sampler and trainer differ by at most {gap:.1e} (limit {limit:g})"
+    return Check("sampler and trainer agree", gap <= limit, gap, limit, message)
+
+
+def _mask_coverage(rollouts: Rollouts) -> Check:
+    positions = torch.arange(rollouts.mask.shape[1])
+    outside = int((rollouts.mask & (positions >= rollouts.length.unsqueeze(1))).sum())
+    empty = int((~rollouts.mask.any(1)).sum())
+    share = float(rollouts.mask.sum()) / float(rollouts.length.sum().clamp(min=1))
+    message = f"{share:.0%} of sampled tokens are trained on; {empty} rows have none, {outside} padded positions are masked in"
+    return Check("mask coverage", not outside and not empty, float(outside + empty), 0.0, message)
+
+
+def _micro_batches(parts: Parts, rollouts: Rollouts, config: Config) -> Check:
+    """The gradient of one step in one micro-batch and in several, relative to its norm."""
+    whole = _gradient(parts, rollouts, config.tokens_per_pass)
+    split = _gradient(parts, rollouts, 1)
+    gap = float((whole - split).norm() / whole.norm().clamp(min=1e-12))
+    limit = 1e-4 if parts.actors.policy.dtype == torch.float32 else 5e-2
+    return Check("micro-batches add up", gap <= limit, gap, limit, f"gradients differ by {gap:.1e} (limit {limit:g})")
+
+
+def _gradient(parts: Parts, rollouts: Rollouts, tokens_per_pass: int) -> torch.Tensor:
+    """The policy's gradient on made-up rewards that differ within each group, without taking the step."""
+    policy = parts.actors.policy
+    learner = _RecordingLearner(policy.parameters())
+    actors = Actors(policy, learner, parts.actors.reference, parts.actors.critic, None)
+    updater = Updater(_once(parts.recipe), actors, tokens_per_pass=tokens_per_pass, recompute_old_logp=False)
+    outcomes = [Outcome(float(row % 2)) for row in range(len(rollouts))]
+    batch = first_batch(rollouts, outcomes)
+    assert batch is not None
+    updater.update(rollouts, batch, parts.recipe.init(), ("self-check",))
+    return learner.gradient
+
+
+def _once(recipe: Any) -> Any:
+    from upslope.parts.sampling import Update
+
+    return recipe.replace(update=Update())
+
+
+class _RecordingLearner(Learner):
+    """Keeps the gradient and leaves the weights alone."""
+
+    def __init__(self, parameters: Any) -> None:
+        from upslope.config import OptimizerConfig
+
+        super().__init__(parameters, 0.0, OptimizerConfig(grad_clip=float("inf")), 1)
+        self.gradient = torch.zeros(1)
+
+    def _apply(self) -> None:
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        self.gradient = torch.cat([grad.detach().flatten().float() for grad in grads])
+
+
+def _save_and_resume(parts: Parts, rollouts: Rollouts, config: Config) -> Check:
+    """The policy, written and loaded, has the same weights bit for bit."""
+    from upslope.policies.language import LanguagePolicy
+
+    policy = parts.actors.policy
+    with tempfile.TemporaryDirectory() as folder:
+        policy.save(Path(folder))
+        again = LanguagePolicy.load(folder, device=str(policy.device), dtype=config.dtype, packing="padded")
+        with torch.no_grad():
+            one = policy.score(rollouts, frozenset({"logp"}))["logp"]
+            two = again.score(rollouts, frozenset({"logp"}))["logp"]
+        weights = dict(policy.model.named_parameters())
+        changed = [n for n, p in again.model.named_parameters() if n in weights and not torch.equal(p, weights[n])]
+    gap = float((one - two).abs().max())
+    limit = 1e-4 if policy.dtype == torch.float32 else 0.2
+    message = f"saved and loaded, {len(changed)} weights changed; log-probs differ by {gap:.1e}"
+    return Check("save and load", not changed and gap <= limit, gap, limit, message)

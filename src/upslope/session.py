@@ -1,0 +1,93 @@
+"""A training run from the command line: checks, training, status, report and a summary in words."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from upslope.collect import Event
+from upslope.config import Config
+from upslope.errors import UsageError
+from upslope.progress import View
+from upslope.registry import describe
+from upslope.runs.files import RunError
+from upslope.selfcheck import self_checks
+from upslope.trainer import Trainer
+
+
+@dataclass
+class Summary:
+    """What came of a run: whether it did what it was asked, and lines to print."""
+
+    ok: bool
+    lines: list[str] = field(default_factory=list)
+
+
+def run_session(config: Config, folder: Path, *, resume: bool, view: View) -> Summary:
+    """Opens, checks, trains and reports. Wrong usage raises UsageError; a run that fails later is a Summary with ok=False."""
+    said: set[str] = set()
+
+    def on_event(step: int, event: Event) -> None:
+        if event.kind not in said:
+            said.add(event.kind)
+            view.say(
+                f"step {step}: {event.kind}: {event.message} ({event.count}). Further ones are counted in {folder}/events.jsonl."
+            )
+
+    with Trainer(config=config, out=folder, resume=resume, on_row=view.row, on_event=on_event) as trainer:
+        run = trainer.folder
+        assert run is not None
+        describe_task = getattr(trainer.parts.task, "describe", None)
+        if describe_task is not None:
+            view.say(describe_task())
+        if trainer.step >= config.steps:
+            return Summary(
+                True, [f"{folder} has already been trained for {trainer.step} steps. Ask for more with --steps."]
+            )
+        run.write_text("describe.txt", describe(config.method, **config.settings))
+        if config.self_checks and trainer.step < 0:
+            _check(trainer, run, view)
+        run.write_text("status.json", json.dumps({"state": "running", "message": ""}))
+        try:
+            trainer.train()
+            finished = trainer.step >= config.steps
+            state, message = (
+                ("finished", "") if finished else ("stopped", f"stopped at step {trainer.step}; --resume goes on")
+            )
+        except (UsageError, RunError) as error:
+            state, message = "failed", str(error)
+        run.write_text("status.json", json.dumps({"state": state, "message": message}))
+        lines = [f"{state}: {message}" if message else state, *verdict(run.path)]
+        lines.append(f"report: {_report(run.path)}")
+        return Summary(state != "failed", lines)
+
+
+def _check(trainer: Trainer, run: Any, view: View) -> None:
+    checks = self_checks(trainer.parts, trainer.config)
+    run.write_text("self_checks.json", json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
+    failed = [check for check in checks if not check.ok]
+    view.say(
+        f"self-checks: {len(checks) - len(failed)} of {len(checks)} passed"
+        + "".join(f"\n  {c.name}: {c.message}" for c in failed)
+    )
+    if failed:
+        raise UsageError(
+            f"{len(failed)} self-check(s) failed: {'; '.join(f'{c.name}: {c.message}' for c in failed)}. Train anyway with "
+            f"--set self_checks=false."
+        )
+
+
+def _report(folder: Path) -> Path:
+    from upslope.report import write_report
+
+    return write_report([folder], folder / "report.html")
+
+
+def verdict(folder: Path) -> list[str]:
+    """Whether held-out pass@1 rose, or plainly why it could not."""
+    from upslope.report.read import read_run
+    from upslope.report.verdict import verdict as judge
+
+    found = judge(read_run(folder))
+    return [found.sentence, *found.reasons]

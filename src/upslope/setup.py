@@ -1,0 +1,169 @@
+"""From a Config to the parts of a run: recipe, task, policy, engine, reference, critic, learners."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from upslope.config import Config
+from upslope.errors import UsageError
+from upslope.learner import Learner
+from upslope.recipe import Recipe
+from upslope.registry import make
+from upslope.rollout import Example
+from upslope.update import Actors
+
+logger = logging.getLogger("upslope")
+DEFAULT_MAX_TOKENS = 64
+
+
+@dataclass
+class Parts:
+    """What a run works with. `prompt_limit`: tokens that a prompt may have."""
+
+    recipe: Recipe
+    task: Any
+    train_examples: Sequence[Example]
+    eval_examples: list[Example]
+    actors: Actors
+    engine: Any
+    max_tokens: int
+    prompt_limit: int
+    fingerprint: str
+
+
+def open_parts(config: Config, *, recipe: Recipe | None, task: Any, policy: Any, weights: Path | None) -> Parts:
+    """Opens everything that `config` names; `weights` is the checkpoint's folder of a resumed run.
+
+    Raises UsageError naming the setting to change.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    from upslope.engines.local import LocalEngine
+
+    transformers_logging.disable_progress_bar()  # one per checkpoint, over the run's own progress
+    recipe = recipe or make(config.method, **config.settings)
+    for stage in ("curriculum", "rollout", "update"):
+        if getattr(recipe, stage) is None:
+            raise UsageError(
+                f"'{recipe.name}' has no part for {stage}, which training needs. Add e.g. {DEFAULT_PARTS[stage]}."
+            )
+    task = task or _open_task(config)
+    try:
+        actors, fingerprint = _open_actors(config, recipe, policy, weights)
+        max_tokens = config.max_tokens or getattr(task, "max_tokens", None) or DEFAULT_MAX_TOKENS
+        limit = actors.policy.context_length - max_tokens
+        if limit < 1:
+            raise UsageError(
+                f"max_tokens={max_tokens} leaves no room for a prompt in the model's context of "
+                f"{actors.policy.context_length} tokens. Set max_tokens below that."
+            )
+        train = task.examples("train")
+        held_out = _fitting(task.examples("eval"), actors.policy.encode, limit, config.eval.prompts)
+        return Parts(recipe, task, train, held_out, actors, LocalEngine(actors.policy), max_tokens, limit, fingerprint)
+    except BaseException:
+        task.close()
+        raise
+
+
+DEFAULT_PARTS = {
+    "curriculum": "curriculum=Uniform()",
+    "rollout": "rollout=Sample(group_size=8)",
+    "update": "update=Update()",
+}
+
+
+def task_facts(parts: Parts) -> dict[str, Any]:
+    """What must be the same when a run is resumed although no setting shows it: the data and the first weights."""
+    first = parts.train_examples[0]
+    return {
+        "first example": first.key,
+        "training examples": len(parts.train_examples),
+        "weights of the model": parts.fingerprint,
+    }
+
+
+def _open_task(config: Config) -> Any:
+    from upslope.tasks.base import open_task
+
+    if config.task is None and config.data is None:
+        raise UsageError("no task: give --task NAME (`upslope tasks` lists them) or --data FILE.")
+    return open_task(
+        config.task,
+        data=config.data,
+        reward=config.reward,
+        settings=dict(config.task_settings),
+        seed=config.seed,
+        for_model=config.model,
+        timeout=config.reward_timeout,
+        workers=config.reward_workers,
+        solved_at=config.eval.solved_at,
+    )
+
+
+def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | None) -> tuple[Actors, str]:
+    from upslope.policies.language import LanguagePolicy
+    from upslope.policies.lora import LoraSettings
+    from upslope.policies.scorer import FrozenScorer, reference_of
+
+    lora = LoraSettings(rank=config.lora.rank, alpha=config.lora.alpha) if config.lora.rank else None
+    options: dict[str, Any] = {
+        "device": config.device,
+        "dtype": config.dtype,
+        "trust_remote_code": config.trust_remote_code,
+        "packing": config.packing,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "vocab_chunk": config.vocab_chunk,
+    }
+    torch.manual_seed(config.seed)
+    initial = policy or LanguagePolicy.load(config.model, lora=lora, **options)
+    fingerprint = weights_fingerprint(initial.model)
+    actor = initial
+    if weights is not None and lora is None:
+        actor = LanguagePolicy.load(str(weights), **options)
+    reference = None
+    if "ref_logp" in recipe.needs:
+        reference = reference_of(actor) if actor is initial else FrozenScorer(initial, copy=False)
+    size = sum(parameter.numel() for parameter in actor.model.parameters())
+    lr = config.optimizer.lr or (1e-3 if size < 20e6 else 1e-5 if lora else 1e-6)
+    per_step = recipe.update.minibatches * recipe.update.epochs  # type: ignore[union-attr]
+    learner = Learner(actor.parameters(), lr, config.optimizer, config.steps * per_step)
+    actors = Actors(actor, learner, reference)
+    if recipe.critic is not None:
+        from upslope.policies.critic import LanguageCritic
+
+        actors.critic = LanguageCritic.from_policy(actor)
+        actors.critic_learner = Learner(
+            actors.critic.parameters(), config.optimizer.critic_lr or lr, config.optimizer, config.steps * per_step
+        )
+    return actors, fingerprint
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """A hash over a sample of every frozen and trained weight: tells another model of the same shape apart."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+        digest.update(name.encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _fitting(examples: Sequence[Example], encode: Any, limit: int, count: int) -> list[Example]:
+    """The first `count` held-out examples whose prompt fits; named where none does."""
+    chosen: list[Example] = []
+    for index in range(len(examples)):
+        if len(chosen) == count:
+            break
+        if len(encode(examples[index].prompt)) <= limit:
+            chosen.append(examples[index])
+    if not chosen:
+        raise UsageError(
+            f"no held-out prompt fits into the {limit} tokens that the context leaves beside max_tokens. Lower max_tokens or "
+            f"shorten the prompts."
+        )
+    return chosen

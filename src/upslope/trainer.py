@@ -1,0 +1,303 @@
+"""The loop: collect, update, evaluate, save. One loop for every recipe; what differs stands in the recipe's parts."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from upslope.collect import Collector, Event, PromptStream
+from upslope.config import FREE_ON_RESUME, Config, config_from
+from upslope.errors import UsageError
+from upslope.evaluate import Evaluation, evaluate
+from upslope.recipe import Recipe, State
+from upslope.rollout import Sampling
+from upslope.runs.folder import RunFolder
+from upslope.runs.signals import GracefulStop
+from upslope.runs.state import rng_state, set_rng_state
+from upslope.setup import Parts, open_parts, task_facts
+from upslope.update import Updater
+
+OnRow = Callable[[int, dict[str, Any]], None]
+
+
+class Trainer:
+    """Trains a language model by a recipe, with or without a run folder.
+
+        trainer = upslope.Trainer("grpo", task="chain_sum", steps=60, out="runs/first", ratio_high=1.28)
+        trainer.train()
+        print(trainer.rows[-1]["eval/pass@1"])
+
+    Keywords are fields of Config, or settings of the recipe. `out` None keeps no files. `task` may be a Task of your own and
+    `model` a LanguagePolicy. `on_row(step, row)` is called with every row of metrics. Raises UsageError for wrong settings.
+    """
+
+    def __init__(
+        self,
+        method: str | Recipe = "grpo",
+        *,
+        out: str | Path | None = None,
+        resume: bool = False,
+        config: Config | None = None,
+        task: Any = None,
+        model: Any = None,
+        on_row: OnRow | None = None,
+        on_event: Callable[[int, Event], None] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.config = config or _config(method, task, model, settings)
+        self.rows: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
+        self.step = -1
+        self._on_row, self._on_event = on_row, on_event
+        self._skips = 0
+        self._seconds = 0.0
+        self._events: dict[str, int] = {}
+        self.folder = self._open_folder(out, resume) if out is not None else None
+        try:
+            checkpoint = self.folder.restore() if self.folder is not None and self.folder.resumed else None
+            self.parts: Parts = open_parts(
+                self.config,
+                recipe=method if isinstance(method, Recipe) else None,
+                task=None if isinstance(task, str) else task,
+                policy=None if isinstance(model, str) else model,
+                weights=checkpoint.path if checkpoint else None,
+            )
+            self._states: State = self.parts.recipe.init()
+            self._cursor: dict[str, Any] = {"cursor": 0}
+            if checkpoint is not None:
+                self._restore(checkpoint.step, checkpoint.tree())
+        except BaseException:
+            self.close()
+            raise
+        recompute = self.config.old_logp == "recompute" or (
+            self.config.old_logp == "auto" and self.parts.actors.policy.dtype != torch.float32
+        )
+        self.updater = Updater(
+            self.parts.recipe,
+            self.parts.actors,
+            tokens_per_pass=self.config.tokens_per_pass,
+            recompute_old_logp=recompute,
+        )
+        self.collector = Collector(
+            engine=self.parts.engine,
+            judge=self.parts.task.judge,
+            encode=self.parts.actors.policy.encode,
+            stream=PromptStream(self.parts.train_examples, self.config.seed),
+            recipe=self.parts.recipe,
+            limit=self.parts.prompt_limit,
+        )
+
+    def train(self) -> "Trainer":
+        """Evaluates, trains to `steps`, evaluates, saves. SIGINT and SIGTERM finish the step, save and return.
+
+        Raises UsageError where the run cannot go on: `max_skipped` steps in a row were skipped.
+        """
+        config, last = self.config, self.config.steps
+        with GracefulStop() as stop:
+            if self.step < 0:
+                self._finish_step(0, self._evaluate(0))
+                self._save()
+            while self.step < last and not stop.requested:
+                step = self.step + 1
+                started = time.perf_counter()
+                row = self._train_step(step)
+                every = config.eval.every
+                if step == last or (every and step % every == 0):
+                    evaluated = time.perf_counter()
+                    row |= self._evaluate(step)
+                    row["time/eval"] = time.perf_counter() - evaluated
+                row["time/total"] = time.perf_counter() - started
+                self._seconds += row["time/total"]
+                self._finish_step(step, row)
+                due = config.checkpoint_every and step % config.checkpoint_every == 0
+                if due or step == last or stop.requested or self._skips >= config.max_skipped:
+                    self._save()
+                if self._skips >= config.max_skipped:
+                    raise UsageError(
+                        f"stopped at step {step}: {self._skips} steps in a row were skipped, the last because {self._last_skip}. "
+                        f"The last good weights are kept{f' in {self.folder.path}' if self.folder else ''}."
+                    )
+        return self
+
+    def evaluate(self, step: int | None = None) -> Evaluation:
+        """pass@k on the held-out prompts with the current weights."""
+        config, parts = self.config, self.parts
+        return evaluate(
+            engine=parts.engine,
+            judge=parts.task.judge,
+            encode=parts.actors.policy.encode,
+            examples=parts.eval_examples,
+            samples=config.eval.samples,
+            sampling=dataclasses.replace(self._sampling(), temperature=config.eval.temperature),
+            solved_at=parts.task.solved_at,
+            seed=config.seed,
+        )
+
+    def close(self) -> None:
+        """Ends the reward workers and gives the run folder back; a second call does nothing."""
+        if hasattr(self, "parts"):
+            self.parts.task.close()
+        if self.folder is not None:
+            self.folder.close()
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _sampling(self) -> Sampling:
+        c, temperature = self.config, self.parts.recipe.rollout.temperature  # type: ignore[union-attr]
+        return Sampling(self.parts.max_tokens, temperature, c.top_p, c.top_k, c.stop)
+
+    def _train_step(self, step: int) -> dict[str, Any]:
+        config, actors = self.config, self.parts.actors
+        collected, self._cursor = self.collector.collect(
+            self._cursor, prompts=config.prompts_per_step, sampling=self._sampling(), key=(config.seed, step)
+        )
+        for event in collected.events:
+            self._log_event(step, event)
+        row: dict[str, Any] = {**collected.metrics, **{f"time/{name}": s for name, s in collected.seconds.items()}}
+        row["lr"] = actors.learner.rate()
+        reasons = []
+        if collected.batch is None:
+            reasons.append(_why_empty(collected.events, row))
+        else:
+            started = time.perf_counter()
+            result, self._states = self.updater.update(
+                collected.rollouts, collected.batch, self._states, (config.seed, step)
+            )
+            row |= result.metrics
+            row["time/update"] = time.perf_counter() - started
+            row["tokens_per_second"] = row["tokens"] / (row["time/rollout"] + row["time/reward"] + row["time/update"])
+            reasons += result.skipped
+        for reason in reasons:
+            self._log_event(step, Event("step skipped", reason))
+        self._skips, self._last_skip = (self._skips + 1, reasons[-1]) if reasons else (0, "")
+        if step % max(1, config.steps // 20) == 0 or step == 1:
+            self._log_samples(
+                step,
+                "train",
+                collected.examples,
+                collected.outcomes,
+                collected.rollouts,
+                range(0, len(collected.examples), 8),
+            )
+        return row
+
+    def _evaluate(self, step: int) -> dict[str, Any]:
+        found = self.evaluate(step)
+        self._log_samples(
+            step,
+            "eval",
+            found.examples,
+            found.outcomes,
+            found.rollouts,
+            range(0, len(found.examples), self.config.eval.samples),
+        )
+        return dict(found.metrics)
+
+    def _finish_step(self, step: int, row: dict[str, Any]) -> None:
+        self.step = step
+        self.rows.append({"step": step, **row})
+        if self.folder is not None:
+            self.folder.log(step, row)
+        if self._on_row is not None:
+            self._on_row(step, row)
+
+    def _log_event(self, step: int, event: Event) -> None:
+        self._events[event.kind] = self._events.get(event.kind, 0) + event.count
+        if self.folder is not None:
+            self.folder.log_event({"step": step, "kind": event.kind, "message": event.message, "count": event.count})
+        if self._on_event is not None:
+            self._on_event(step, event)
+
+    def _log_samples(self, step: int, split: str, examples: Any, outcomes: Any, rollouts: Any, rows: range) -> None:
+        found = [
+            {
+                "step": step,
+                "split": split,
+                "key": examples[row].key,
+                "prompt": examples[row].prompt,
+                "completion": rollouts.text[row],
+                "reward": outcomes[row].value,
+                "parts": dict(outcomes[row].parts),
+                "failure": outcomes[row].failure,
+                "finish": rollouts.finish[row],
+            }
+            for row in list(rows)[:32]
+        ]
+        self.samples = found
+        if self.folder is not None:
+            self.folder.log_samples(found)
+
+    def _open_folder(self, out: str | Path, resume: bool) -> RunFolder:
+        return RunFolder.open(out, self.config.to_dict(), resume=resume, free=FREE_ON_RESUME, sinks=self.config.sinks)
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        actors = self.parts.actors
+        state: dict[str, Any] = {
+            "task": task_facts(self.parts),
+            "learner": actors.learner.state_dict(),
+            "parts": self._states,
+            "curriculum": self._cursor,
+            "skips": self._skips,
+            "seconds": self._seconds,
+            "events": self._events,
+            "rng": rng_state(),
+            "adapters": actors.policy.state_dict() if self.config.lora.rank else {},
+        }
+        if actors.critic is not None and actors.critic_learner is not None:
+            state["critic"] = actors.critic.state_dict()
+            state["critic_learner"] = actors.critic_learner.state_dict()
+        self.folder.save(self.step, write_policy=actors.policy.save, state=state, keep=self.config.keep_checkpoints)
+
+    def _restore(self, step: int, state: Mapping[str, Any]) -> None:
+        actors = self.parts.actors
+        changed = {
+            name: (old, task_facts(self.parts)[name])
+            for name, old in state["task"].items()
+            if task_facts(self.parts)[name] != old
+        }
+        if changed:
+            listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
+            raise UsageError(
+                f"what the run was started with has changed: {listed}. Restore it, or choose another --out."
+            )
+        if state["adapters"]:
+            actors.policy.load_state_dict(state["adapters"])
+        actors.learner.load_state_dict(state["learner"])
+        if actors.critic is not None and actors.critic_learner is not None:
+            actors.critic.load_state_dict(state["critic"])
+            actors.critic_learner.load_state_dict(state["critic_learner"])
+        self._states, self._cursor = state["parts"], state["curriculum"]
+        self._skips, self._seconds, self._events = state["skips"], state["seconds"], state["events"]
+        self.step = step
+        set_rng_state(state["rng"])
+
+
+def _why_empty(events: list[Event], row: Mapping[str, Any]) -> str:
+    failed = [event for event in events if event.kind == "reward failed"]
+    if failed:
+        return f"every reward failed ({failed[0].message})"
+    return (
+        f"no group was kept: {row['groups/zero_variance']:.0%} of {row['groups/sampled']:.0f} groups have equal rewards"
+    )
+
+
+def _config(method: str | Recipe, task: Any, model: Any, settings: Mapping[str, Any]) -> Config:
+    known = {f.name for f in dataclasses.fields(Config)}
+    values: dict[str, Any] = {name: value for name, value in settings.items() if name in known}
+    recipe_settings = {name: value for name, value in settings.items() if name not in known}
+    values["settings"] = {**values.get("settings", {}), **recipe_settings}
+    values["method"] = method.name if isinstance(method, Recipe) else method
+    if isinstance(task, str):
+        values["task"] = task
+    if isinstance(model, str):
+        values["model"] = model
+    return config_from(values, where="Trainer")
