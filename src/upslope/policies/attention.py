@@ -2,9 +2,9 @@
 
 Three back ends compute the same thing.
 
-- `segments` (CPU): causal attention inside each segment, then one unmasked call per shared segment from everything below
-  it. The pieces are merged by their log-sum-exp, forward and backward, so neither a mask nor a score matrix is held,
-  no key is repeated, and no score is computed that the softmax would drop.
+- `segments` (CPU): causal attention inside each segment, then one unmasked call per shared segment from everything
+  below it. The pieces are merged by their log-sum-exp, forward and backward, so neither a mask nor a score matrix is
+  held, no key is repeated, and no score is computed that the softmax would drop.
 - `mask`: one scaled-dot-product call per tree under a boolean mask.
 - `flex`: FlexAttention with a block mask over the whole pass (CUDA).
 """
@@ -149,7 +149,7 @@ def _causal_block(start: np.ndarray, size: np.ndarray, device: torch.device) -> 
 def attend(
     query: Tensor, key: Tensor, value: Tensor, tree: TreeAttention, scale: float | None, backend: Backend
 ) -> Tensor:
-    """Tree attention of one packed pass; query, key, value [1, heads, N, head_dim].  Returns [1, N, heads, head_dim]."""
+    """Tree attention of one pass: query, key, value [1, heads, N, head_dim] to the output [1, N, heads, head_dim]."""
     if backend == "segments" and query.shape[-1] == value.shape[-1]:
         rows = [x[0].transpose(0, 1) for x in (query, key, value)]
         packed: Tensor = _SegmentAttention.apply(*rows, tree, scale)
@@ -182,7 +182,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: flo
 
 
 def _backward(rows: tuple[Tensor, ...], causal: bool, scale: float | None) -> list[Tensor]:
-    """Gradients of query, key, value from (grad, query, key, value, output, logsumexp), all [count, length, heads...]."""
+    """Gradients of query, key, value from (grad, query, key, value, output, logsumexp) [count, length, heads, ...]."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     heads_first = (x.transpose(1, 2) for x in rows)
     return [x.transpose(1, 2) for x in kernel(*heads_first, 0.0, causal, scale=scale)]

@@ -17,12 +17,14 @@ def enable(model: Any) -> list[nn.Module]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not base.supports_gradient_checkpointing:
         raise UsageError(
-            f"{model.config.model_type} does not support gradient checkpointing. Load it with gradient_checkpointing=False."
+            f"{model.config.model_type} does not support gradient checkpointing. "
+            "Load it with gradient_checkpointing=False."
         )
     with warnings.catch_warnings():
         # Newer releases call the same switch activation checkpointing; this name is in all that we support.
         warnings.simplefilter("ignore", FutureWarning)
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    base.disable_input_require_grads()  # only reentrant checkpointing needs inputs with gradient
     layers = checkpointed_layers(base)
     for layer in layers:
         for name, value in vars(layer).items():

@@ -26,8 +26,10 @@ class LanguageCritic:
 
     @classmethod
     def from_policy(cls, policy: LanguagePolicy) -> "LanguageCritic":
-        """A critic that starts from the policy's weights and shares none. Of a policy with adapters, only the adapters and
-        the head are trained."""
+        """A critic that starts from the policy's weights and shares none.
+
+        Of a policy with adapters, only the adapters and the head are trained.
+        """
         twin = copy.deepcopy(policy.model)
         base = twin.get_base_model() if has_adapters(twin) else twin
         size = base.get_output_embeddings().weight.shape[1]
@@ -38,7 +40,7 @@ class LanguageCritic:
         return cls(policy.network.twin(twin), head)
 
     def score(self, rollouts: Rollouts, rows: Tensor | None = None) -> dict[str, Tensor]:
-        """{"value": [r, T]} for the given rows (all, where None), float32, 0 where masked; with gradient where autograd records.
+        """{"value": [r, T]} for the given rows (all, where None): float32, 0 where masked, with gradient.
 
         Raises:
             UsageError: an empty prompt, or a row longer than the context.

@@ -4,7 +4,7 @@
     columns = policy.score(rollouts, frozenset({"logp", "entropy"}))      # [R, T] each, with gradient
     for rows in policy.plan(rollouts, tokens_per_pass=16384): ...         # micro-batches
 
-The model stays in `eval()` mode, so there is no dropout and a ratio of log-probs is exactly one before the first update.
+The model stays in `eval()` mode: without dropout, a ratio of log-probs is exactly one before the first update.
 """
 
 import copy
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from upslope.errors import UsageError
 from upslope.policies import loading, plans, support
+from upslope.policies.attention import Backend
 from upslope.policies.heads import LogitFinish
 from upslope.policies.logprobs import LOGIT_COLUMNS, Wanted, columns_from_logits, columns_in_chunks
 from upslope.policies.lora import LoraSettings, adapters_off, add_adapters, save_merged
@@ -50,6 +51,7 @@ class LanguagePolicy:
         tokenizer: Any,
         *,
         packing: Packing = "auto",
+        attention: Backend | Literal["auto"] = "auto",
         gradient_checkpointing: bool = False,
         vocab_chunk: int | None = None,
         top_k: int = 32,
@@ -61,7 +63,7 @@ class LanguagePolicy:
         if tokenizer is not None and tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         pad = None if tokenizer is None else tokenizer.pad_token_id
-        self.network = Network.of(model, pad, gradient_checkpointing)
+        self.network = Network.of(model, pad, attention, gradient_checkpointing)
         self.tokenizer = tokenizer
         self.vocab_chunk = vocab_chunk
         self.top_k = top_k
@@ -81,6 +83,7 @@ class LanguagePolicy:
         lora: LoraSettings | None = None,
         trust_remote_code: bool = False,
         packing: Packing = "auto",
+        attention: Backend | Literal["auto"] = "auto",
         gradient_checkpointing: bool = False,
         vocab_chunk: int | None = None,
         top_k: int = 32,
@@ -94,6 +97,7 @@ class LanguagePolicy:
             lora: train low-rank adapters only.
             trust_remote_code: run Python code that comes with the model.
             packing: "tree", "padded", or "auto": trees wherever the model supports them.
+            attention: how attention over trees is computed: "segments" (CPU), "mask", "flex" (CUDA), or "auto".
             gradient_checkpointing: recompute each layer in backward, for memory.
             vocab_chunk: words per chunk of logits, for memory; None holds all logits at once.
             top_k: entries of the columns "top_logp" and "top_ids".
@@ -109,6 +113,7 @@ class LanguagePolicy:
             model,
             tokenizer,
             packing=packing,
+            attention=attention,
             gradient_checkpointing=gradient_checkpointing,
             vocab_chunk=vocab_chunk,
             top_k=top_k,
@@ -194,8 +199,8 @@ class LanguagePolicy:
     ) -> list[Tensor]:
         """Micro-batches: disjoint row indices [r] int64 that together are all `rows` (all rollouts, where None).
 
-        Each costs at most `tokens_per_pass` token passes, padding included; rows of a prompt stay together where they fit. A prompt
-        whose rows do not fit is split, unless `keep_groups`. A single row that exceeds the budget is a micro-batch.
+        Each costs at most `tokens_per_pass` token passes, padding included. Rows of a prompt stay together where they
+        fit; a prompt whose rows do not fit is split, unless `keep_groups`. A row beyond the budget is a micro-batch.
         """
         return plans.plan(
             rollouts, tokens_per_pass=tokens_per_pass, keep_groups=keep_groups, rows=rows, packing=self.packing
@@ -219,7 +224,7 @@ class LanguagePolicy:
         hidden             the state before the output layer that predicts it    [r, T, H]
 
         Masked positions are 0. All are float32 but `hidden`, which has the model's dtype. `temperature` divides the
-        logits. With `adapter=False` adapters are switched off. "log_distribution" holds all logits, whatever `vocab_chunk`.
+        logits. With `adapter=False` adapters are switched off. "log_distribution" holds all logits, chunks or not.
 
         Raises:
             UsageError: an unknown column, an empty prompt, a row longer than the context, a temperature that is not
@@ -292,8 +297,8 @@ class LanguagePolicy:
             gap = (whole.score(rollouts)["logp"] - self.score(rollouts)["logp"]).abs().max().item()
         if not gap <= support.TOLERANCE[self.dtype]:
             raise UsageError(
-                f"vocab_chunk does not work for {self.model.config.model_type}: log-probs in chunks differ by {gap:.1e} "
-                "from those of whole logits. Load it with vocab_chunk=None."
+                f"vocab_chunk does not work for {self.model.config.model_type}: log-probs in chunks differ by "
+                f"{gap:.1e} from those of whole logits. Load it with vocab_chunk=None."
             )
 
 

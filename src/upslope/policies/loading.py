@@ -66,8 +66,8 @@ def _check_folder(path: Path) -> None:
     pickled = sorted(file.name for pattern in PICKLED for file in path.glob(pattern))
     if pickled:
         raise UsageError(
-            f"{path} has its weights only as pickle ({pickled[0]}), which can run code when opened. Convert them: open the folder "
-            "with transformers where you trust it, and save_pretrained() writes safetensors."
+            f"{path} has its weights only as pickle ({pickled[0]}), which can run code when opened. Convert them: open "
+            "the folder with transformers where you trust it, and save_pretrained() writes safetensors."
         )
     raise UsageError(f"{path} has a config.json but no weights (*.safetensors). {_contents(path)}")
 
@@ -214,7 +214,8 @@ def copy_parameters(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor
     if set(state) != expected:
         odd = sorted(set(state) ^ expected)
         raise UsageError(
-            f"The saved state and the model differ in {len(odd)} parameters, such as {odd[0]}: another model or LoRA setting?"
+            f"The saved state and the model differ in {len(odd)} parameters, such as {odd[0]}: "
+            "it belongs to another model, or to other LoRA settings."
         )
     for name, value in state.items():
         if value.shape != parameters[name].shape:

@@ -28,18 +28,18 @@ class Wanted:
 def columns_from_logits(logits: Tensor, scored: Pass, wanted: Wanted) -> dict[str, Tensor]:
     """Values [M, ...] of the wanted columns, from logits [n, V] at the states; computed in float32 or wider."""
     scores = _scaled(logits, wanted)
-    logsumexp = scores.logsumexp(-1)
+    logp = scores.log_softmax(-1)
     values = {}
     if "logp" in wanted.needs:
-        values["logp"] = scores[scored.state, scored.target] - logsumexp[scored.state]
+        values["logp"] = logp[scored.state, scored.target]
     if "entropy" in wanted.needs:
-        mean = ((scores - logsumexp[:, None]).exp() * scores).sum(-1)
-        values["entropy"] = (logsumexp - mean)[scored.state]
+        # softmax() again rather than exp(): on CPU it is several times faster, forward and backward
+        values["entropy"] = -(scores.softmax(-1) * logp).sum(-1)[scored.state]
     if "log_distribution" in wanted.needs:
-        values["log_distribution"] = (scores - logsumexp[:, None])[scored.state]
+        values["log_distribution"] = logp[scored.state]
     if wanted.top:
-        top, ids = scores.topk(min(wanted.top_k, scores.shape[-1]), dim=-1)
-        values |= _top(top - logsumexp[:, None], ids, scored, wanted)
+        top, ids = logp.topk(min(wanted.top_k, logp.shape[-1]), dim=-1)
+        values |= _top(top, ids, scored, wanted)
     return values
 
 

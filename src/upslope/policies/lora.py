@@ -30,7 +30,8 @@ class LoraSettings:
             raise UsageError(f"LoRA's rank is {self.rank}: it must be at least 1.")
         if self.dropout:
             raise UsageError(
-                f"LoRA's dropout is {self.dropout}, but policies are scored without dropout, so that ratios are exact. Set it to 0."
+                f"LoRA's dropout is {self.dropout}, but policies are scored without dropout, so that ratios are exact. "
+                "Set it to 0."
             )
 
 

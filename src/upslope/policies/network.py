@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from upslope.policies import checkpointing, loading
 from upslope.policies.attention import Backend
 from upslope.policies.heads import only_states
-from upslope.policies.packing import attention_configs, default_backend, packed_attention
+from upslope.policies.packing import attention_configs, choose_backend, packed_attention
 from upslope.policies.passes import Pass, packed_pass, padded_pass, sequences
 from upslope.rollout import Rollouts
 
@@ -35,12 +35,18 @@ class Network:
     _configs: tuple[PretrainedConfig, ...] = ()
 
     @classmethod
-    def of(cls, model: Any, pad: int | None, gradient_checkpointing: bool = False) -> "Network":
+    def of(
+        cls,
+        model: Any,
+        pad: int | None,
+        attention: Backend | Literal["auto"] = "auto",
+        gradient_checkpointing: bool = False,
+    ) -> "Network":
         model.eval()
         embedded = model.get_input_embeddings().weight.shape[0]
         return cls(
             model,
-            backend=default_backend(next(model.parameters()).device),
+            backend=choose_backend(attention, next(model.parameters()).device),
             pad=0 if pad is None or pad >= embedded else pad,
             checkpointed=checkpointing.enable(model) if gradient_checkpointing else [],
             _configs=attention_configs(model),

@@ -9,13 +9,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from upslope.errors import UsageError
 from upslope.policies.attention import Backend, TreeAttention, attend
 
 NAME = "upslope_prefix_trees"
@@ -101,6 +102,15 @@ def _attention(
 AttentionInterface.register(NAME, _attention)
 
 
-def default_backend(device: torch.device) -> Backend:
-    """`segments` on CPU; elsewhere its kernel does not exist and a mask per tree does the work."""
-    return "segments" if device.type == "cpu" else "mask"
+def choose_backend(wanted: Backend | Literal["auto"], device: torch.device) -> Backend:
+    """ "auto" is `segments` on CPU; elsewhere its kernel does not exist, and a mask per tree does the work.
+
+    Raises:
+        UsageError: the back end does not run, or not in backward, on that device.
+    """
+    on_cpu = device.type == "cpu"
+    if wanted == "auto":
+        return "segments" if on_cpu else "mask"
+    if wanted != "mask" and (wanted == "segments") != on_cpu:
+        raise UsageError(f"attention='{wanted}' does not run on {device.type}. Use 'auto' or 'mask'.")
+    return wanted

@@ -1,4 +1,4 @@
-"""From rollouts to one forward pass of a model: which tokens go in, which states come out, which tokens they predict."""
+"""From rollouts to one forward pass: which tokens go in, which states come out, which tokens they predict."""
 
 from dataclasses import dataclass
 

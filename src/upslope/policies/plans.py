@@ -40,8 +40,8 @@ def plan(
 ) -> list[Tensor]:
     """Split rows into micro-batches of at most `tokens_per_pass` token passes each; see `LanguagePolicy.plan`.
 
-    The most expensive come first, so that a lack of memory shows at once. The same input gives the same plan. Prefixes that
-    responses or different prompts share are not counted: a pass may cost less than its plan says, never more.
+    The most expensive come first, so that a lack of memory shows at once. The same input gives the same plan. What
+    responses or different prompts share is not counted: a pass may cost less than its plan says, never more.
 
     Raises:
         UsageError: `tokens_per_pass` is not positive.

@@ -14,13 +14,14 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torc
 def why_not_packed(model: Any) -> str | None:
     """The reason why `model` needs the padded path, as far as its configuration tells; None if there is none."""
     config = model.config.get_text_config()
-    layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "attention"}
+    kinds = set(getattr(config, "layer_types", None) or ())
+    layers = kinds - {"full_attention", "attention"}
     if getattr(model, "_is_stateful", False):
         return "it carries a recurrent state"
     if layers:
         return f"it has layers of type {', '.join(sorted(layers))}"
     window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True):
+    if window is not None and not kinds and getattr(config, "use_sliding_window", True):
         return f"its attention slides over a window of {window} tokens"
     if getattr(config, "attn_logit_softcapping", None):
         return "it caps its attention scores"
