@@ -1,7 +1,6 @@
 """A recipe's gradient estimator over all its batches: the gradients of thousands of batches from one backward pass."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -115,22 +114,21 @@ class Estimator:
                 f"estimate(groups={self.shape[0]}, group_size={self.shape[1]}, samples={samples}): at least 1 group of 1 row, and "
                 "2 samples."
             )
-        with _default_float64():
-            self.columns = self._sequence_columns()
-            # Whether batches pack is seen on a small sample first: it decides how many can be afforded.
-            generator = torch.Generator().manual_seed(seed)
-            drawn = self._draw(64, generator)[0]
-            self._check_order(drawn[:16], generator)
-            for _ in self._gradients(drawn):
-                pass
-            allowed = limit if limit is not None else PACKED_LIMIT if self.packs else LIMIT
-            exact = self._count() <= allowed
-            units, weights, kept = self._all() if exact else self._draw(samples, generator)
-            first, second = torch.zeros_like(truth), torch.zeros_like(truth)
-            for index, gradients in self._gradients(units):
-                weight = weights[index]
-                first += torch.einsum("u,unv->nv", weight, gradients)
-                second += torch.einsum("u,unv->nv", weight, gradients**2)
+        self.columns = self._sequence_columns()
+        generator = torch.Generator().manual_seed(seed)
+        # Whether batches pack is seen on a few first, rare sequences included: it decides how many can be afforded.
+        trial = torch.randint(len(self.lab.words), (64, *self.shape), generator=generator)
+        self._check_order(trial[:32], generator)
+        for _ in self._gradients(trial):
+            pass
+        allowed = limit if limit is not None else PACKED_LIMIT if self.packs else LIMIT
+        exact = self._count() <= allowed
+        units, weights, kept = self._all() if exact else self._draw(samples, generator)
+        first, second = torch.zeros_like(truth), torch.zeros_like(truth)
+        for index, gradients in self._gradients(units):
+            weight = weights[index]
+            first += torch.einsum("u,unv->nv", weight, gradients)
+            second += torch.einsum("u,unv->nv", weight, gradients**2)
         spread = (second - first**2).clamp(min=0)
         if not exact:
             spread *= samples / (samples - 1)
@@ -229,10 +227,7 @@ class Estimator:
         lab, rows = self.lab, units.flatten()
         prefix, mask = lab.prefix[rows], lab.mask[rows]
         logits = self.theta[prefix].requires_grad_()
-        columns = self._columns(logits, units)
-        differentiable = {name: column for name, column in columns.items() if column.requires_grad}
-        # `prepare` works without gradient: the loss gets the differentiable columns anew, as in a trainer.
-        loss, _ = self.recipe.loss(self.recipe.prepare(Batch(**columns)).replace(**differentiable))
+        loss, _ = self.recipe(self._batch(logits, units))
         share = torch.zeros_like(logits)
         if loss.requires_grad:
             (share,) = torch.autograd.grad(loss, logits)
@@ -244,7 +239,7 @@ class Estimator:
         )
         return summed.view(len(units), states, lab.vocabulary)
 
-    def _columns(self, logits: Tensor, units: Tensor) -> dict[str, Tensor]:
+    def _batch(self, logits: Tensor, units: Tensor) -> Batch:
         """The columns that the recipe reads, for the rows of all units; logits [R, T, V]."""
         rows, size = units.flatten(), self.shape[1]
         log_distribution = logits.log_softmax(-1)
@@ -267,7 +262,7 @@ class Estimator:
                 f"[{len(self.lab.words)}, {self.lab.horizon}]."
             )
         gathered = {name: column[rows] for name, column in self.columns.items() if name not in made}
-        return {name: column for name, column in {**gathered, **made}.items() if name in wanted}
+        return Batch(**{name: column for name, column in {**gathered, **made}.items() if name in wanted})
 
     def _sequence_columns(self) -> dict[str, Tensor]:
         """Columns that depend on the row's sequence alone, [S] or [S, T]."""
@@ -292,19 +287,9 @@ class Estimator:
                     f"estimate(columns={{'{name}': ...}}) has shape {list(column.shape)}; its first axis must be the "
                     f"{len(lab.words)} sequences of lab.words."
                 )
-        return {**own, **self.given}
+        given = {n: c.double() if c.is_floating_point() else c for n, c in self.given.items()}
+        return {**own, **given}
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).abs().max() <= TOLERANCE * (1e-3 + float(other.abs().max())))
-
-
-@contextmanager
-def _default_float64() -> Iterator[None]:
-    """Shares such as mask / mask.sum() come in the default dtype, which in float32 would hide a bias below 1e-7."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
