@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -13,8 +12,8 @@ LOOP = """
 import time
 from upslope.runs.signals import GracefulStop
 with GracefulStop() as stop:
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         for step in range(200):
             time.sleep(0.02)
             if stop.requested and {heed}:
@@ -30,10 +29,12 @@ def run(heed, *signals):
         [sys.executable, "-c", LOOP.format(heed=heed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     process.stdout.readline()
-    for number in signals:
+    process.send_signal(signals[0])
+    err = process.stderr.readline() + process.stderr.readline()  # the first one is handled when it has said so
+    for number in signals[1:]:
         process.send_signal(number)
-        time.sleep(0.1)
-    return *process.communicate(timeout=20), process.returncode
+    out, more = process.communicate(timeout=20)
+    return out, err + more, process.returncode
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
