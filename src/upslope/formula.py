@@ -1,5 +1,7 @@
 """A recipe's objective in words and symbols, for `describe`, the report and the method pages."""
 
+import re
+
 from upslope.recipe import Recipe, Term, as_tuple
 
 
@@ -9,8 +11,12 @@ def objective(recipe: Recipe) -> list[str]:
     lines = [f"loss = {_term(main, weighted=recipe.weight is not None)}"]
     lines += [f"     + {term.coefficient:g} * {_term(term, weighted=False)}" for term in further]
     for symbol, stage in (("R", "reward"), ("A", "advantage"), ("w", "weight")):
-        lines += [f"  {symbol} = {part.describe()}" for part in as_tuple(getattr(recipe, stage))]
-    if any("r," in line or " r" in line for line in lines) and "old_logp" in recipe.needs:
+        for part in as_tuple(getattr(recipe, stage)):
+            text = part.describe()
+            if stage != "reward" and recipe.reward is not None:
+                text = re.sub(r"\breward\b", "R", text)
+            lines.append(f"  {symbol} = {text}")
+    if any(re.search(r"\br\b", line) for line in lines):
         lines.append("  r = exp(logp - old_logp)")
     if recipe.critic is not None:
         lines.append(f"critic loss = mean over tokens of {recipe.critic.describe()}")

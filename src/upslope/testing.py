@@ -1,8 +1,9 @@
 """The contract that every method keeps, for our tests and for anybody's own methods: `check_method(name)`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +59,16 @@ def value_and_gradient(recipe: Recipe, batch: Batch) -> tuple[Tensor, Tensor]:
     return loss.detach(), torch.zeros_like(logp) if gradient is None else gradient
 
 
+def finite_differences(function: Callable[[np.ndarray], float], at: np.ndarray, step: float = 1e-6) -> np.ndarray:
+    """The gradient of a function of an array, by central differences: what an independent NumPy loss says of ours."""
+    gradient = np.zeros_like(at)
+    for index in np.ndindex(at.shape):
+        moved = np.zeros_like(at)
+        moved[index] = step
+        gradient[index] = (function(at + moved) - function(at - moved)) / (2 * step)
+    return gradient
+
+
 REWARDS = [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.5], [1.0, 1.0]]
 
 
@@ -95,9 +106,14 @@ def check_columns(recipe: Recipe, batch: Batch) -> None:
 
 
 def check_invariances(recipe: Recipe, batch: Batch) -> None:
-    """Row order, padding on the right, and any split into micro-batches leave loss and gradient unchanged."""
+    """Calling the recipe, row order, padding on the right, any split into micro-batches: the same loss and gradient."""
     prepared = recipe.prepare(batch)
     loss, gradient = value_and_gradient(recipe, prepared)
+
+    logp = batch.logp.clone().requires_grad_()
+    recipe(batch.replace(logp=logp))[0].backward()
+    assert logp.grad is not None
+    _same(recipe, "calling the recipe", logp.grad, gradient)
 
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(3))
     shuffled_loss, shuffled_gradient = value_and_gradient(recipe, recipe.prepare(batch.select(order)))

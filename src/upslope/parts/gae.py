@@ -55,7 +55,7 @@ class GAE(Part):
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "old_value"})
 
     def describe(self) -> str:
-        advantage = f"GAE(R, old_value; gamma={self.gamma:g}, lam={self.lam:g})"
+        advantage = f"GAE(reward, old_value; gamma={self.gamma:g}, lam={self.lam:g})"
         return f"{advantage}, whitened over the batch's tokens" if self.whiten else advantage
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ class WhitenedReturn(Part):
 
     def describe(self) -> str:
         discount = "" if self.gamma == 1 else f", discounted by {self.gamma:g}"
-        return f"sum of R from the token on{discount}, whitened over the batch's tokens"
+        return f"sum of reward from the token on{discount}, whitened over the batch's tokens"
 
     def __call__(self, batch: Batch) -> Tensor:
         return whiten(batch, return_to_go(batch, self.gamma), self.eps)
