@@ -158,8 +158,9 @@ class LanguagePolicy:
 
         Adapters are merged into the weights, and also written on their own to `adapter/` inside the folder.
         """
-        save_merged(self.model, Path(path))
-        self.tokenizer.save_pretrained(path)
+        with loading.quiet():
+            save_merged(self.model, Path(path))
+            self.tokenizer.save_pretrained(path)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The trained parameters by name, not copied: what a checkpoint needs beside the model it started from."""

@@ -23,7 +23,7 @@ def load(name: str | Path, device: str, dtype: str, trust_remote_code: bool) -> 
     where = resolve_device(device)
     source = _source(name)
     remote = {"trust_remote_code": trust_remote_code}
-    with _quiet():
+    with quiet():
         config = _opened("config", source, lambda: AutoConfig.from_pretrained(source, **remote))
         if getattr(config, "is_encoder_decoder", False):
             raise UsageError(
@@ -121,8 +121,8 @@ def _opened(what: str, source: str, read: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no load report from transformers: what it would report is checked here."""
+def quiet() -> Iterator[None]:
+    """No progress bars and no load report from transformers inside the block: what it would report is checked here."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
