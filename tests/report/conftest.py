@@ -26,7 +26,7 @@ OBJECTIVE = """grpo: Group Relative Policy Optimization (arXiv:2402.03300)
 
 
 def write_rows(path: Path, rows) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def metric_rows(steps=60, start=0.38, end=0.91, every=10, instances=256, seed=0):
@@ -42,7 +42,8 @@ def metric_rows(steps=60, start=0.38, end=0.91, every=10, instances=256, seed=0)
             row |= {
                 "reward": reward, "reward_std": (reward * (1 - reward)) ** 0.5, "entropy": 1.4 * math.exp(-step / 40) + 0.2,
                 "kl": 0.002 * step * rng.uniform(0.8, 1.2), "ratio/clip_fraction": rng.uniform(0, 0.06), "loss": rng.gauss(0, 0.02),
-                "grad_norm": math.exp(rng.gauss(-0.5, 0.5)) * (30 if step == 41 else 1), "length/mean": 18 + rng.gauss(0, 1) + step / 20,
+                "grad_norm": math.exp(rng.gauss(-0.5, 0.5)) * (30 if step == 41 else 1),
+                "length/mean": 18 + rng.gauss(0, 1) + step / 20,
                 "length/truncated": max(0.0, rng.gauss(0.02, 0.01)), "groups/zero_variance": min(1.0, 0.2 + 0.5 * progress),
                 "rewards/failed": int(rng.random() < 0.1), "sampler_gap/mean": 1e-7, "sampler_gap/max": 4e-6,
                 "tokens": 8000 + rng.randrange(500), "time/rollout": rng.uniform(1.0, 1.3), "time/reward": rng.uniform(0.05, 0.1),

@@ -1,4 +1,4 @@
-"""Which metrics a page charts, under which title and in which order; metrics it does not know come last, under their name."""
+"""Which metrics a page charts, under which title, in which order; those it does not know come last, by their name."""
 
 import re
 from collections.abc import Mapping, Sequence

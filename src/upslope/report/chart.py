@@ -40,7 +40,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A title, a sentence that explains it, and its curves. `low`, `high` widen the value axis; `log` permits a log one.
+    """A title, a sentence that explains it, and its curves. `low`, `high` widen the value axis, `log` permits a log one.
 
     `steps` widen the step axis, so that the charts of a page share one.
     """

@@ -14,10 +14,10 @@ from upslope.errors import UsageError
 from upslope.report.catalog import charts_of
 from upslope.report.chart import color_class, svg_markup, text
 from upslope.report.groups import Result, group_runs, results_of, varying_settings
-from upslope.report.page import Figures, write_page
+from upslope.report.page import Figures, page_path, write_page
 from upslope.report.read import Run, read_run
 from upslope.report.scale import tick_labels, value_axis
-from upslope.report.text import cut, format_duration, number, visible
+from upslope.report.text import cut, format_duration, number, plural, visible
 from upslope.report.timing import timing_of
 from upslope.report.verdict import evaluations, verdict
 from upslope.runs.statistics import Interval
@@ -32,16 +32,16 @@ def write_compare_report(folder: Path, out: Path, *, title: str | None = None) -
         UsageError: there is no readable results.json, or none of its runs is there.
     """
     content = _read_results(folder / "results.json")
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[Run]] = {visible(name): [] for name in content["methods"]}
     notes: list[str] = []
     for name, entry in content["methods"].items():
         entry = entry if isinstance(entry, dict) else {}
         for given in entry.get("runs") or ():
             try:
-                groups.setdefault(visible(name), []).append(read_run(_locate(folder, str(given))))
+                groups[visible(name)].append(read_run(_locate(folder, str(given))))
             except UsageError as error:
                 notes.append(f"A run of {visible(name)} is left out: {error}")
-    if not groups:
+    if not any(groups.values()):
         raise UsageError(f"{folder / 'results.json'} names no run that can be read. {' '.join(notes[:1])}")
     metric = str(content.get("metric") or "eval/pass@1")
     recorded = {visible(name): interval for name, entry in content["methods"].items() if (interval := _interval(entry))}
@@ -50,7 +50,7 @@ def write_compare_report(folder: Path, out: Path, *, title: str | None = None) -
         for result in results_of(groups, metric)
     ]
     task = cut(content.get("task") or "", 100)
-    heading = title or f"{len(groups)} methods{f' on {task}' if task else ''}"
+    heading = title or f"{plural(len(groups), 'method')}{f' on {task}' if task else ''}"
     return write_groups_report(groups, results, out, heading, metric=metric, notes=notes)
 
 
@@ -58,7 +58,7 @@ def write_runs_report(runs: Sequence[Run], out: Path, title: str | None = None) 
     """Write the page of several runs, grouped by what sets them apart; see `write_report`."""
     groups = group_runs(runs)
     metric = "eval/pass@1" if any(evaluations(run) for run in runs) else "reward"
-    heading = title or f"{len(runs)} runs of {len(groups)} {'configuration' if len(groups) == 1 else 'configurations'}"
+    heading = title or f"{plural(len(runs), 'run')} of {plural(len(groups), 'configuration')}"
     return write_groups_report(groups, results_of(groups, metric), out, heading, metric=metric, notes=[])
 
 
@@ -72,10 +72,11 @@ def write_groups_report(
     notes: Sequence[str],
 ) -> Path:
     """Write the page of named groups of runs and their results in `metric`."""
-    figures = Figures()
+    figures, out = Figures(), page_path(out)
     curves = figures.place(charts_of(groups))
     runs = [run for group in groups.values() for run in group]
     varying = varying_settings(runs)
+    apart = varying if varying != ["method"] else []  # the names of the groups say that much
     common = {name: value for name, value in runs[0].settings.items() if name not in varying}
     order = list(groups)
     results = sorted(results, key=lambda result: -result.interval.value if result.interval else float("inf"))
@@ -94,7 +95,7 @@ def write_groups_report(
         curves=curves,
         legend_entries=[(name, color_class(index)) for index, name in enumerate(order)],
         runs=[_row(name, run, out) for name, group in groups.items() for run in group],
-        varying=[(name, [(label, _values(group, name)) for label, group in groups.items()]) for name in varying],
+        varying=[(name, [(label, _values(group, name)) for label, group in groups.items()]) for name in apart],
         common=list(common.items())[:SETTINGS_LIMIT],
         notes=[*notes, *(f"{run.path.name}: {note}" for run in runs for note in run.notes)],
         data=figures.data,

@@ -31,7 +31,7 @@ def run_name(run: Run) -> str:
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in nothing but the seed, and where they were written, under their method and what sets them apart."""
+    """Runs that differ in nothing but seed and folder, under their method and what sets them apart."""
     varying = [name for name in varying_settings(runs) if name not in ("method", "method.name")]
     groups: dict[str, list[Run]] = {}
     for run in runs:

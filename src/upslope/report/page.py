@@ -12,7 +12,7 @@ from markupsafe import Markup
 from upslope.errors import UsageError
 from upslope.report.catalog import PASS_AT_1, REWARD, Metric
 from upslope.report.chart import Chart, color_class, draw, hover_data, svg_markup
-from upslope.report.text import cut, format_duration, format_number, format_share, plural, visible
+from upslope.report.text import cut, format_duration, format_number, format_share, format_short, plural, visible
 from upslope.runs.files import write_atomic
 
 HERE = Path(__file__).parent
@@ -55,7 +55,7 @@ def write_page(out: Path, template: str, **context: Any) -> Path:
         UsageError: there can be no folder where the file should go.
         RunError: the disk refuses.
     """
-    out = out / "report.html" if out.is_dir() else out
+    out = page_path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -72,12 +72,17 @@ def write_page(out: Path, template: str, **context: Any) -> Path:
     return out
 
 
+def page_path(out: Path) -> Path:
+    """The file that a page goes to: `out`, or report.html in the folder `out`."""
+    return out / "report.html" if out.is_dir() else out
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        visible=visible, cut=cut, amount=format_number, share=format_share, duration=format_duration
+        visible=visible, cut=cut, amount=format_number, short=format_short, share=format_share, duration=format_duration
     )
     environment.globals.update(plural=plural)
     return environment

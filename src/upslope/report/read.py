@@ -11,7 +11,7 @@ import yaml
 
 from upslope.errors import UsageError
 from upslope.report.samples import Samples, collect_samples
-from upslope.report.text import cut, format_number, number, plural, visible
+from upslope.report.text import cut, format_short, number, plural, visible
 from upslope.runs.config import flatten
 
 COLUMNS_LIMIT = 400  # metric columns
@@ -201,7 +201,7 @@ def _event(row: Mapping[str, Any]) -> Event:
 
 
 def _check(row: Mapping[str, Any]) -> Check:
-    value, limit = (("" if row.get(name) is None else format_number(row[name])) for name in ("value", "limit"))
+    value, limit = (("" if row.get(name) is None else format_short(row[name])) for name in ("value", "limit"))
     return Check(
         name=cut(row.get("name", ""), 100),
         ok=row.get("ok") is True,

@@ -23,7 +23,7 @@ class Axis:
         """Drawing positions of values, clipped to the axis."""
         clipped = np.clip(np.asarray(values, dtype=float), self.low, self.high)
         if self.log:
-            share = np.log(clipped / self.low) / math.log(self.high / self.low)
+            share = (np.log(clipped) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
         else:
             # Halves, since high - low overflows where the values span the whole range of a float.
             share = (clipped / 2 - self.low / 2) / (self.high / 2 - self.low / 2)
@@ -59,8 +59,9 @@ def value_axis(
     if log and lowest > 0 and largest / float(np.median(values)) > 20:
         return Axis(lowest / 1.15, min(largest * 1.15, 1e308), start, end, log=True)
     largest, smallest = min(largest, 1e307), max(smallest, -1e307)
-    if largest - smallest <= 1e-9 * max(abs(largest), abs(smallest)):
-        margin = abs(largest) * 0.1 or 0.5
+    size = max(abs(largest), abs(smallest))
+    if largest - smallest <= max(1e-9 * size, 1e-290):
+        margin = 0.1 * size if size > 1e-280 else 0.5
         smallest, largest = smallest - margin, largest + margin
     step = _round_step((largest - smallest) / 4)
     bottom, top = math.floor(smallest / step + 1e-6) * step, math.ceil(largest / step - 1e-6) * step

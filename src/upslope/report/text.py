@@ -5,8 +5,8 @@ import re
 
 TEXT_LIMIT = 4000  # characters of one prompt or completion that a page shows
 
-# What would hide, reorder or break text is shown by name: controls, direction marks, invisible and unpaired code points.
-# Zero-width joiners stay: emoji and several scripts need them.
+# What would hide, reorder or break text is shown by name: controls, direction marks, invisible and unpaired code
+# points. Zero-width joiners stay: emoji and several scripts need them.
 _CONTROLS = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: "\u2421"}
 _NAMED = re.compile(
     "[\u0080-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ufffe"
@@ -55,6 +55,11 @@ def format_number(value: object, digits: int = 3) -> str:
     if magnitude < -4 or magnitude >= 9:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(digits - 1 - magnitude, 0)}f}"
+
+
+def format_short(value: object) -> str:
+    """At most 3 significant digits, without trailing zeros: 1, 0.5, 3.8e-06; anything else as visible text."""
+    return f"{value:.3g}" if isinstance(value, float) else format_number(value)
 
 
 def format_share(value: float) -> str:

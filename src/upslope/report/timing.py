@@ -13,7 +13,7 @@ from upslope.report.text import format_duration, format_share, number, plural
 
 KNOWN = ("time/rollout", "time/reward", "time/update", "time/eval")
 WHOLE = ("time/step", "time/total")  # the step's whole time, of which the others are parts
-BINS = 60
+BINS = 120
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _sentence(before: Point, after: Point, tone: str, instances: str) -> str:
     if tone == "worse":
         return f"Held-out pass@1 fell from {before} to {after} {where}, {instances}."
     if before.low is None or after.low is None:
-        return f"Held-out pass@1 went from {before} to {after} {where}, {instances}; no interval to judge this by was recorded."
+        return f"Held-out pass@1 went from {before} to {after} {where}, {instances}, with no interval to judge this by."
     return (
         f"Held-out pass@1 did not change measurably {where}, {instances}: "
         f"{before} before, {after} after; the intervals overlap."
