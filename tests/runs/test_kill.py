@@ -1,10 +1,12 @@
 """A save loop is killed at random moments; what is on the disk is always whole, and never older than acknowledged."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from upslope.errors import UsageError
 from upslope.runs import checkpoint as module
 from upslope.runs.checkpoint import load_checkpoint
+from upslope.runs.files import RunError
 from upslope.runs.folder import RunFolder
 from upslope.runs.metrics import read_metrics
 
@@ -20,11 +23,11 @@ SCRIPT = Path(__file__).with_name("save_loop.py")
 
 @pytest.mark.parametrize("mode", ["increasing", "same"])
 def test_killed_at_random_moments(tmp_path, mode):
-    result = subprocess.run([sys.executable, SCRIPT, tmp_path, mode, "20"], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, SCRIPT, tmp_path, mode, "15"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "damaged" not in result.stderr
     found = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(found) == 20
+    assert len(found) == 15
     for look in found:
         assert [look["step"], look["serial"]] >= look["acknowledged"]
         assert look["tensors"]
@@ -38,58 +41,60 @@ def test_killed_at_random_moments(tmp_path, mode):
         assert [row["reward"] for row in rows] == list(range(len(rows)))
 
 
-def test_killed_between_any_two_file_operations(tmp_path, monkeypatch):
-    """The same, exhaustively: a save stops dead at its first, second, ... change of the disk."""
+class Killed(BaseException):
+    """The process ends here: nothing after it changes the disk any more."""
 
-    class Killed(BaseException):
-        pass
 
-    def save(folder, value, budget):
-        remaining = [budget]
+def save_until(monkeypatch, folder, value, changes, error, times):
+    """Save step 7; the disk's change number `changes` raises `error`, and those after it too, `times` in all.
 
-        def counted(function):
-            def call(*arguments, **options):
-                if remaining[0] == 0:
-                    raise Killed
-                remaining[0] -= 1
-                return function(*arguments, **options)
+    Returns how many changes a save makes.
+    """
+    counter = count()
 
-            return call
+    def counted(function):
+        def call(*arguments, **options):
+            if changes <= next(counter) < changes + times:
+                raise error
+            return function(*arguments, **options)
 
-        with monkeypatch.context() as patch:
-            for owner, name in (
-                (os, "rename"),
-                (os, "fsync"),
-                (shutil, "rmtree"),
-                (Path, "mkdir"),
-                (module, "save_file"),
-            ):
-                patch.setattr(owner, name, counted(getattr(owner, name)))
-            module.save_checkpoint(
-                folder,
-                7,
-                write_policy=lambda path: (path / "model.safetensors").write_text(str(value)),
-                tensors={},
-                state={"value": value},
-                keep=1,
-            )
+        return call
 
-    for budget in range(100):
-        folder = tmp_path / str(budget)
-        save(folder, "old", 1000)
+    with monkeypatch.context() as patch:
+        for owner, name in ((os, "rename"), (os, "fsync"), (shutil, "rmtree"), (Path, "mkdir"), (module, "save_file")):
+            patch.setattr(owner, name, counted(getattr(owner, name)))
+        module.save_checkpoint(
+            folder,
+            7,
+            write_policy=lambda path: (path / "model.safetensors").write_text(str(value)),
+            tensors={},
+            state={"value": value},
+            keep=1,
+        )
+    return next(counter)
+
+
+@pytest.mark.parametrize(("error", "times"), [(Killed(), 1000), (OSError(errno.EIO, "Input/output error"), 1)])
+def test_interrupted_between_any_two_changes_of_the_disk(tmp_path, monkeypatch, error, times):
+    """Exhaustively: a save that replaces a checkpoint ends at its first, second, ... change, by a kill or an error."""
+    save_until(monkeypatch, tmp_path, "old", 0, error, 0)
+    total = save_until(monkeypatch, tmp_path, "old", 0, error, 0)
+    assert total > 10
+    for changes in range(total + 1):
+        folder = tmp_path / str(changes)
+        save_until(monkeypatch, folder, "old", 0, error, 0)
         try:
-            save(folder, "new", budget)
-        except Killed:
-            finished = False
+            save_until(monkeypatch, folder, "new", changes, error, times)
+        except (Killed, RunError):
+            allowed = ["old", "new"]
         else:
-            finished = True
-        module.clean_leftovers(folder)
+            allowed = ["new"]
+        if error.__class__ is Killed:
+            module.clean_leftovers(folder)
         checkpoint = load_checkpoint(folder)
-        assert checkpoint.state["value"] in (["new"] if finished else ["old", "new"])
+        assert checkpoint.state["value"] in allowed
         assert (checkpoint.path / "model.safetensors").read_text() == checkpoint.state["value"]
-        if finished:
-            break
-    assert 10 < budget < 99
+    assert allowed == ["new"]  # the last one came after the end
 
 
 def test_second_process_is_told_who_has_the_folder(tmp_path):

@@ -135,6 +135,13 @@ def test_a_damaged_line_in_the_middle_is_named(path, caplog):
     assert read_metrics(path) == [{"step": 1}, {"step": 2}]
 
 
+def test_a_damaged_line_after_the_step_goes_with_the_rest(path):
+    path.write_bytes(b'{"step": 1}\n{"step": 3}\n{"st\x00p": 4}\n{"step": 5}\n')
+    lines = JsonLines(path)
+    assert lines.rewind(1) == 3
+    assert path.read_bytes() == b'{"step": 1}\n'
+
+
 def test_absent_files(tmp_path):
     with pytest.raises(UsageError, match=r"cannot read .*samples.jsonl: No such file"):
         read_samples(tmp_path)

@@ -185,7 +185,7 @@ def _publish(unfinished: Path, path: Path) -> None:
             os.rename(replaced, path)
         raise
     sync(path.parent)
-    _remove(replaced)
+    _discard(replaced)
 
 
 def _rotate(checkpoints: Path, step: int, keep: int | None, best: int | None) -> None:
@@ -199,9 +199,9 @@ def _rotate(checkpoints: Path, step: int, keep: int | None, best: int | None) ->
         removed = path.with_name(f"{REMOVED}{path.name}")
         try:
             os.rename(path, removed)  # at once, lest half a checkpoint be taken for a damaged one
-            _remove(removed)
         except OSError as error:
             logger.warning("cannot remove the old checkpoint %s: %s.", path, reason(error, checkpoints))
+        _discard(removed)
 
 
 def _read(path: Path, step: int) -> Checkpoint:
@@ -269,6 +269,16 @@ def _sha256(path: Path) -> str:
 def _remove(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
+
+
+def _discard(path: Path) -> None:
+    """Remove what is no longer needed; a new checkpoint is durable already, and stays a success if this fails."""
+    try:
+        _remove(path)
+    except OSError as error:
+        logger.warning(
+            "cannot remove %s: %s. The next run in this folder tries again.", path, reason(error, path.parent)
+        )
 
 
 def _name(step: int) -> str:
