@@ -94,7 +94,7 @@ def test_charts_answer_the_pointer_and_filters_filter(tmp_path, make_run, chromi
     assert found["hidden"]
     tip = next(text for text in found["tips"] if "eval/pass@1" in text)
     last = make_run.metrics()[-1]
-    assert tip == "step 60eval/pass@1{:.4g} [{:.4g}, {:.4g}]".format(
+    assert tip == "step 60eval/pass@1{:#.4g} [{:#.4g}, {:#.4g}]".format(
         *(last[f"eval/pass@1{end}"] for end in ("", "_low", "_high"))
     )
     assert found["all"] == 10

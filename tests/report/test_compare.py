@@ -59,6 +59,16 @@ def test_a_moved_comparison_is_found_and_a_missing_run_is_named(comparison, tmp_
     assert page.text.count("seed-1") == 2
 
 
+def test_what_many_runs_lack_is_said_once(comparison, tmp_path):
+    folder = comparison()
+    for path in folder.glob("*/*/describe.txt"):
+        path.unlink()
+    (folder / "m1" / "seed-2" / "status.json").write_text("{")
+    page = read(write_compare_report(folder, tmp_path / "page.html"))
+    assert page.text.count("6 runs: describe.txt is missing.") == 1
+    assert "m1/seed-2: status.json could not be read" in page.text
+
+
 def test_runs_link_to_their_own_pages_relatively(comparison):
     folder = comparison()
     own = folder / "m0" / "seed-0"

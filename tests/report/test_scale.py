@@ -59,6 +59,7 @@ def test_bounds_widen_the_axis_and_never_cut_it():
         value_axis(np.array([0.4]), 1, 0, low=0, high=1).high,
     ) == (0, 1)
     assert value_axis(np.array([-0.5, 0.6]), 200, 10, low=0, high=1).low <= -0.5
+    assert value_axis(np.zeros(5), 200, 10).low == 0
     axis = step_axis(3.0, 3.0, 50, 400)
     assert float(axis.place(3)) == pytest.approx(225)
 

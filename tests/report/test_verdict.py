@@ -49,6 +49,8 @@ def test_without_intervals_nothing_is_claimed(tmp_path):
 def test_a_peak_before_the_end_is_told(tmp_path):
     found = judge(tmp_path, [evaluated(0, 0.1), evaluated(20, 0.95), evaluated(40, 0.5)])
     assert "It was highest at step 20: 0.95" in found.sentence
+    noise = judge(tmp_path, [evaluated(0, 0.1), evaluated(20, 0.53), evaluated(40, 0.5)])
+    assert "highest" not in noise.sentence
 
 
 def test_no_variance_is_given_as_the_reason(tmp_path):
@@ -64,7 +66,12 @@ def test_other_reasons(tmp_path):
     status = '{"state": "failed", "message": "5 steps in a row were skipped"}'
     found = judge(tmp_path, [evaluated(0, 0.97), *rows], events__jsonl=event, status__json=status)
     text = " ".join(found.reasons)
-    for part in ("length limit in 10 of 10 steps", "verifier failed", "the gradient's norm is nan", "5 steps in a row"):
+    for part in (
+        "length limit in 10 of 10 steps",
+        "verifier failed on 20 completions",
+        "the gradient's norm is nan",
+        "5 steps in a row",
+    ):
         assert part in text
     assert "no later evaluation" in found.sentence
 

@@ -97,7 +97,7 @@ def write_groups_report(
         runs=[_row(name, run, out) for name, group in groups.items() for run in group],
         varying=[(name, [(label, _values(group, name)) for label, group in groups.items()]) for name in apart],
         common=list(common.items())[:SETTINGS_LIMIT],
-        notes=[*notes, *(f"{run.path.name}: {note}" for run in runs for note in run.notes)],
+        notes=[*notes, *_shared_notes(runs)],
         data=figures.data,
     )
 
@@ -150,6 +150,17 @@ def _row(name: str, run: Run, out: Path) -> dict[str, Any]:
         "time": format_duration(timing.total) if timing else "",
         "state": run.state,
     }
+
+
+def _shared_notes(runs: Sequence[Run]) -> list[str]:
+    """What could not be read, with the runs that it happened to: by name if they are few."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        for note in run.notes:
+            names.setdefault(note, []).append(visible(f"{run.path.parent.name}/{run.path.name}"))
+    return [
+        f"{', '.join(where) if len(where) <= 3 else plural(len(where), 'run')}: {note}" for note, where in names.items()
+    ]
 
 
 def _values(group: Sequence[Run], name: str) -> str:

@@ -24,7 +24,8 @@ function nearest(values, wanted) {
 function format(value) {
   const size = Math.abs(value);
   if (size >= 1e9 || (size > 0 && size < 1e-4)) return value.toExponential(2);
-  return value.toLocaleString("en-US", size >= 1000 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 4 });
+  if (size >= 1000 || Number.isInteger(value)) return value.toLocaleString("en-US", { maximumFractionDigits: 0 });
+  return value.toPrecision(4);
 }
 
 function attach(figure) {

@@ -62,7 +62,7 @@ def value_axis(
     size = max(abs(largest), abs(smallest))
     if largest - smallest <= max(1e-9 * size, 1e-290):
         margin = 0.1 * size if size > 1e-280 else 0.5
-        smallest, largest = smallest - margin, largest + margin
+        smallest, largest = (0.0 if 0 <= smallest <= margin else smallest - margin), largest + margin
     step = _round_step((largest - smallest) / 4)
     bottom, top = math.floor(smallest / step + 1e-6) * step, math.ceil(largest / step - 1e-6) * step
     return Axis(max(bottom, low) if low is not None and smallest >= low else bottom, top, start, end)

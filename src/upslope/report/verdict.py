@@ -49,7 +49,7 @@ def verdict(run: Run) -> Verdict:
     tone = _tone(before, after)
     sentence = _sentence(before, after, tone, _instances(run))
     best = max(points, key=lambda point: point.value)
-    if best.value > after.value + 0.02 and best.value > before.value:
+    if _tone(after, best) == "better":
         sentence += f" It was highest at step {best.step}: {best}."
     if tone == "better":
         return Verdict(sentence, [], tone, before, after)
@@ -84,9 +84,11 @@ def reasons(run: Run, before: Point | None = None) -> list[str]:
             f"More than half of the completions reached the length limit in {truncated} of {plural(counted, 'step')}: "
             "raise the maximum number of tokens."
         )
-    failed = sum(value for row in trained if (value := number(row.get("rewards/failed"))) is not None)
+    failed = int(sum(value for row in trained if (value := number(row.get("rewards/failed"))) is not None))
     if failed:
-        found.append("The verifier failed on some completions, which then carried no signal: see the failures below.")
+        found.append(
+            f"The verifier failed on {plural(failed, 'completion')}, which carried no signal; failures are below."
+        )
     if trained and not any(number(row.get("reward")) for row in trained):
         found.append("The reward was 0 in every step.")
     found += [f"{event.kind}: {event.message}" for event in run.events if event.kind == "step skipped"][:3]
