@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from upslope.engines.sampling import uniforms
+from upslope.engines.sampling import Uniforms
 from upslope.engines.stopping import CONTINUE, END, StopRule
 from upslope.rollout import Finish, Rollouts, Sampling
 
@@ -33,67 +33,100 @@ class Call:
         self.limit = (context_length - lengths[self.prompt]).clamp(max=sampling.max_tokens)
         rows = len(self.prompt)
         self.width = int(self.limit.max()) if rows else 1
-        self._tokens = torch.zeros(rows, self.width, dtype=torch.int64)
-        self._logp = torch.zeros(rows, self.width)
-        self._behavior_logp = torch.zeros(rows, self.width)
-        self._length = torch.zeros(rows, dtype=torch.int64)
-        self._stopped = torch.zeros(rows, dtype=torch.bool)
+        self.tokens = torch.zeros(rows, self.width, dtype=torch.int64)
+        self.logp = torch.zeros(rows, self.width)
+        self.behavior_logp = torch.zeros(rows, self.width)
+        self.length = torch.zeros(rows, dtype=torch.int64)
+        self.stopped = torch.zeros(rows, dtype=torch.bool)
 
-    def uniform(self, step: int, rows: Tensor) -> Tensor:
-        """The random numbers of these rows [r] at a step, [r] float64 in [0, 1)."""
-        return uniforms(self.seed, step, len(self.prompt))[rows]
+    def rollouts(self) -> Rollouts:
+        """Everything drawn, cut to the longest completion."""
+        width = max(int(self.length.max()), 1) if len(self.length) else 1
+        mask = torch.arange(width) < self.length[:, None]
+        tokens = self.tokens[:, :width] * mask
+        completions = [row[:length] for row, length in zip(tokens.tolist(), self.length.tolist(), strict=True)]
+        finish: list[Finish] = ["stop" if stopped else "length" for stopped in self.stopped.tolist()]
+        return Rollouts(
+            prompts=[list(prompt) for prompt in self.prompts],
+            prompt=self.prompt,
+            tokens=tokens,
+            mask=mask,
+            length=self.length,
+            logp=self.logp[:, :width].masked_fill(~mask, 0.0),
+            behavior_logp=self.behavior_logp[:, :width].masked_fill(~mask, 0.0),
+            finish=finish,
+            text=[self.stop_rule.text(row) for row in completions],
+        )
 
-    def record(
-        self, step: int, rows: Tensor, alive: Tensor, tokens: Tensor, logp: Tensor, behavior_logp: Tensor
-    ) -> Tensor:
-        """Store one token of each row [r]; rows that are not `alive` are ignored. Which rows it ended, [r] bool.
+
+class Wave:
+    """Rows of a call that are decoded together, step by step.
+
+    rows     rows of the call that are still in the batch                      [r] int64
+    alive    which of them have not ended                                      [r] bool
+    left     how many have not ended
+    """
+
+    def __init__(self, call: Call, rows: Tensor) -> None:
+        self.call, self.rows = call, rows
+        self.alive = torch.ones(len(rows), dtype=torch.bool)
+        self.left = len(rows)
+        self.step = 0
+        self.uniforms = Uniforms(call.seed, len(call.prompt))
+        self.first_limit = int(call.limit[rows].min())
+        self.drawn: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def uniform(self) -> Tensor:
+        """The random numbers of this step, [r] float64 in [0, 1)."""
+        return self.uniforms.next()[self.rows]
+
+    def append(self, tokens: Tensor, logp: Tensor, behavior_logp: Tensor) -> None:
+        """One token of each row [r] and its log-probs, on the CPU. Updates `alive` and `left`.
 
         Raises:
             FloatingPointError: a log-prob of a row alive is not finite.
         """
-        if not alive.all():
-            rows, tokens, logp, behavior_logp = rows[alive], tokens[alive], logp[alive], behavior_logp[alive]
-        self._check_finite(step, rows, logp)
-        self._tokens[rows, step] = tokens
-        self._logp[rows, step] = logp
-        self._behavior_logp[rows, step] = behavior_logp
-        self._length[rows] = step + 1
-        flags = self.stop_rule.flags(tokens)
-        stopped = flags == END
-        for index in ((flags != CONTINUE) & ~stopped).nonzero()[:, 0].tolist():
-            row = int(rows[index])
-            stopped[index] = self.stop_rule.ends_with_string(self._tokens[row, : step + 1].tolist())
-        self._stopped[rows] = stopped
-        ended = torch.zeros_like(alive)
-        ended[alive] = stopped | (self.limit[rows] == step + 1)
-        return ended
+        if not logp.isfinite().all():
+            self._check_finite(logp)
+        self.drawn.append((self.rows, tokens, logp, behavior_logp))
+        self.step += 1
+        flags = self.call.stop_rule.flags(tokens)
+        if flags.any():
+            self._end(self._stopped(flags), stopped=True)
+        if self.step >= self.first_limit:
+            self._end(self.alive & (self.call.limit[self.rows] <= self.step), stopped=False)
 
-    def rollouts(self) -> Rollouts:
-        """Everything drawn, cut to the longest completion."""
-        width = max(int(self._length.max()), 1) if len(self._length) else 1
-        mask = torch.arange(width) < self._length[:, None]
-        completions = [
-            tokens[:length] for tokens, length in zip(self._tokens.tolist(), self._length.tolist(), strict=True)
-        ]
-        finish: list[Finish] = ["stop" if stopped else "length" for stopped in self._stopped.tolist()]
-        return Rollouts(
-            prompts=[list(prompt) for prompt in self.prompts],
-            prompt=self.prompt,
-            tokens=self._tokens[:, :width].contiguous(),
-            mask=mask,
-            length=self._length,
-            logp=self._logp[:, :width].contiguous(),
-            behavior_logp=self._behavior_logp[:, :width].contiguous(),
-            finish=finish,
-            text=[self.stop_rule.text(tokens) for tokens in completions],
-        )
+    def keep(self, kept: Tensor) -> None:
+        """Keep only these rows [k] int64, indices into `rows`."""
+        self.rows, self.alive = self.rows[kept], self.alive[kept]
 
-    def _check_finite(self, step: int, rows: Tensor, logp: Tensor) -> None:
-        wrong = ~logp.isfinite()
-        if not wrong.any():
-            return
-        row = int(rows[wrong][0])
-        raise FloatingPointError(
-            f"The model's logits are not finite: row {row} (prompt {int(self.prompt[row])}) at step {step}, and "
-            f"{int(wrong.sum()) - 1} more of {len(rows)} rows. Look for NaN or infinity in its weights."
-        )
+    def store(self) -> None:
+        """Write what was drawn into the call; what ended rows drew afterwards is cut off by their length."""
+        rows, tokens, logp, behavior_logp = (torch.cat(column) for column in zip(*self.drawn, strict=True))
+        step = torch.repeat_interleave(torch.tensor([len(drawn[0]) for drawn in self.drawn]))
+        self.call.tokens[rows, step] = tokens
+        self.call.logp[rows, step] = logp
+        self.call.behavior_logp[rows, step] = behavior_logp
+
+    def _stopped(self, flags: Tensor) -> Tensor:
+        stopped = self.alive & (flags == END)
+        for index in (self.alive & (flags != CONTINUE) & ~stopped).nonzero()[:, 0].tolist():
+            row = self.rows[index]
+            completion = [int(tokens[rows == row]) for rows, tokens, *_ in self.drawn]
+            stopped[index] = self.call.stop_rule.ends_with_string(completion)
+        return stopped
+
+    def _end(self, ended: Tensor, stopped: bool) -> None:
+        self.call.length[self.rows[ended]] = self.step
+        self.call.stopped[self.rows[ended]] = stopped
+        self.alive = self.alive & ~ended
+        self.left = int(self.alive.sum())
+
+    def _check_finite(self, logp: Tensor) -> None:
+        wrong = self.rows[self.alive & ~logp.isfinite()]
+        if len(wrong):
+            row = int(wrong[0])
+            raise FloatingPointError(
+                f"The model's logits are not finite: row {row} (prompt {int(self.call.prompt[row])}) at step "
+                f"{self.step}, and {len(wrong) - 1} more of {self.left} rows. Look for NaN or infinity in its weights."
+            )

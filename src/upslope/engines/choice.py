@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from upslope.engines.decoders import CacheDecoder, Decoder, SharedPrefixDecoder
+from upslope.engines.llama import MODEL_TYPES
 from upslope.policies.support import TOLERANCE, model_dtype, why_not_packed
 
 log = logging.getLogger("upslope")
@@ -15,10 +17,17 @@ log = logging.getLogger("upslope")
 PROMPTS, ROWS, STEPS = (7, 4), (0, 0, 1), 3  # the probe: prompt lengths, the prompt of each row, tokens per row
 
 
-def choose_decoder(model: nn.Module, context_length: int) -> Callable[[], Decoder]:
+def choose_decoder(model: Any, context_length: int) -> Callable[[], Decoder]:
     """What makes decoders for `model`; says in the log why they do not share prompts, where they do not."""
-    shared = partial(SharedPrefixDecoder, model, context_length)
-    reason = why_not_packed(model) or _why_wrong(shared(), model)
+    reason = why_not_packed(model)
+    if reason is None and model.config.model_type in MODEL_TYPES:
+        quick = partial(SharedPrefixDecoder, model, context_length, direct=True)
+        reason = _why_wrong(quick, model)
+        if reason is None:
+            return quick
+        log.warning("Generation goes through the model's forward pass, which is slower for small models: %s.", reason)
+    shared = partial(SharedPrefixDecoder, model, context_length, direct=False)
+    reason = why_not_packed(model) or _why_wrong(shared, model)
     if reason is None:
         return shared
     log.warning(
@@ -27,22 +36,22 @@ def choose_decoder(model: nn.Module, context_length: int) -> Callable[[], Decode
         reason,
     )
     padded = partial(CacheDecoder, model, context_length, equal_lengths=False)
-    return padded if _why_wrong(padded(), model) is None else partial(padded, equal_lengths=True)
+    return padded if _why_wrong(padded, model) is None else partial(padded, equal_lengths=True)
 
 
 @torch.inference_mode()
-def _why_wrong(decoder: Decoder, model: nn.Module) -> str | None:
-    """What differs between the decoder's log-probs and those of one plain forward pass; None if only rounding does."""
+def _why_wrong(new_decoder: Callable[[], Decoder], model: Any) -> str | None:
+    """What differs between a decoder's log-probs and those of one plain forward pass; None if only rounding does."""
     try:
-        gap = max(gaps(decoder, model))
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        gap = max(gaps(new_decoder(), model))
+    except Exception as error:  # whatever a model's own code raises, it only means: not in this way
         return f"its forward pass does not support it ({type(error).__name__}: {error})"
     tolerance = TOLERANCE.get(model_dtype(model), 0.2)
     # NaN passes here: weights that are not finite are reported by the generation itself, with row and step.
     return f"log-probs were off by {gap:.1e} in a check, more than {tolerance:.0e}" if gap > tolerance else None
 
 
-def gaps(decoder: Decoder, model: nn.Module) -> Iterator[float]:
+def gaps(decoder: Decoder, model: Any) -> Iterator[float]:
     """Largest difference in log-prob between decoder and plain forward pass, after each step of the probe."""
     device = next(model.parameters()).device
     vocab = model.config.get_text_config().vocab_size
@@ -62,6 +71,6 @@ def gaps(decoder: Decoder, model: nn.Module) -> Iterator[float]:
         yield _gap(model, rows, logits)
 
 
-def _gap(model: nn.Module, rows: list[Tensor], logits: Tensor) -> float:
+def _gap(model: Any, rows: list[Tensor], logits: Tensor) -> float:
     plain = torch.stack([model(input_ids=row[None].to(logits.device), use_cache=False).logits[0, -1] for row in rows])
     return float((logits.float().log_softmax(-1) - plain.float().log_softmax(-1)).abs().max())

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
+from upslope.engines.llama import LlamaStep
 from upslope.engines.prefix import PrefixCache, shared_prefix_attention
 from upslope.policies.heads import only_states
 from upslope.policies.packing import attention_configs
@@ -43,16 +44,20 @@ class Decoder(Protocol):
 
 
 class SharedPrefixDecoder:
-    """Keys and values of a prompt stored once, whatever the number of its rows."""
+    """Keys and values of a prompt stored once, whatever the number of its rows.
+
+    Steps go through the model's own forward pass, or `direct`ly through the weights of a model of the Llama family.
+    """
 
     shares_prompts = True
     equal_lengths = False
 
-    def __init__(self, model: nn.Module, context_length: int) -> None:
+    def __init__(self, model: Any, context_length: int, direct: bool) -> None:
         self.model = model
         self.last_position = context_length - 1
         self.device = next(model.parameters()).device
         self.configs = attention_configs(model)
+        self.direct = LlamaStep(model) if direct else None
 
     def start(self, prompts: Sequence[Sequence[int]], row_prompt: Tensor, limit: int) -> Tensor:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
@@ -66,6 +71,8 @@ class SharedPrefixDecoder:
         positions = self.cache.positions()
         if self.clamp:  # rows that have ended but are still in the batch may run past the context
             positions = positions.clamp(max=self.last_position)
+        if self.direct is not None:
+            return self.direct(tokens, positions, self.cache)
         with shared_prefix_attention(self.configs, self.cache):
             output = self.model(
                 input_ids=tokens[:, None], position_ids=positions, past_key_values=self.cache, use_cache=True
@@ -111,7 +118,8 @@ class SharedPrefixDecoder:
         positions = torch.arange(width, device=self.device)[None]
         with only_states(self.model.get_output_embeddings(), last):
             logits = self.model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True).logits
-        return logits[0], [(layer.keys, layer.values) for layer in cache.layers]
+        layers: list[Any] = cache.layers
+        return logits[0], [(layer.keys, layer.values) for layer in layers]
 
 
 class CacheDecoder:
@@ -119,7 +127,7 @@ class CacheDecoder:
 
     shares_prompts = False
 
-    def __init__(self, model: nn.Module, context_length: int, equal_lengths: bool) -> None:
+    def __init__(self, model: Any, context_length: int, equal_lengths: bool) -> None:
         self.model = model
         self.equal_lengths = equal_lengths
         self.last_position = context_length - 1
@@ -151,7 +159,7 @@ class CacheDecoder:
         self._take(rows.to(self.device))
 
     def _take(self, rows: Tensor) -> None:
-        self.cache.reorder_cache(rows)
+        self.cache.reorder_cache(rows)  # type: ignore[arg-type]  # int64 is what it wants
         self.length = self.length[rows]
         self.mask = None if self.mask is None else self.mask[rows]
 

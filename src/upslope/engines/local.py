@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upslope.engines.call import Call
+from upslope.engines.call import Call, Wave
 from upslope.engines.choice import choose_decoder
 from upslope.engines.decoders import Decoder
 from upslope.engines.sampling import check_sampling, draw
@@ -39,7 +39,7 @@ class LocalEngine:
             raise UsageError(f"max_rows is {max_rows}, but has to be at least 1, or None for a bound by memory.")
         self.policy = policy
         self.max_rows = max_rows
-        self._model: nn.Module | None = None
+        self._model: Any = None
         self._new_decoder: Callable[[], Decoder]
         self._stop_rules: dict[tuple[str, ...], StopRule] = {}
 
@@ -85,7 +85,7 @@ class LocalEngine:
                 decode(self._new_decoder(), call, torch.tensor(rows))
         return call.rollouts()
 
-    def _choose(self, model: nn.Module) -> None:
+    def _choose(self, model: Any) -> None:
         if self._model is model:
             return
         # Adapters live inside the base model, whose forward pass is shorter than the wrapper's.
@@ -104,19 +104,21 @@ def decode(decoder: Decoder, call: Call, rows: Tensor) -> None:
     """Complete `rows` [r] int64 of `call` together."""
     distinct, row_prompt = call.prompt[rows].unique_consecutive(return_inverse=True)
     prompts = [call.prompts[prompt] for prompt in distinct.tolist()]
+    wave = Wave(call, rows)
     logits = decoder.start(prompts, row_prompt, int(call.limit[rows].max()))
-    alive = torch.ones(len(rows), dtype=torch.bool)
-    for step in range(call.width):
-        tokens, logp, behavior_logp = draw(logits, call.uniform(step, rows).to(logits.device), call.sampling)
-        alive &= ~call.record(step, rows, alive, tokens.cpu(), logp.cpu(), behavior_logp.cpu())
-        left = int(alive.sum())
-        if left == 0:
-            return
-        if len(rows) - left >= max(1, RETIRED_SHARE * len(rows)):
-            kept = alive.nonzero()[:, 0]
+    while True:
+        tokens, logp, behavior_logp = draw(logits, wave.uniform().to(logits.device), call.sampling)
+        wave.append(tokens.cpu(), logp.cpu(), behavior_logp.cpu())
+        if wave.left == 0:
+            break
+        ended = len(wave.rows) - wave.left
+        if ended and ended >= RETIRED_SHARE * len(wave.rows):
+            kept = wave.alive.nonzero()[:, 0]
             decoder.keep(kept)
-            rows, alive, tokens = rows[kept], alive[kept], tokens[kept.to(tokens.device)]
+            wave.keep(kept)
+            tokens = tokens[kept.to(tokens.device)]
         logits = decoder.step(tokens)
+    wave.store()
 
 
 @contextmanager

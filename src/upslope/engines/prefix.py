@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,10 +24,6 @@ ATTENTION = "upslope_shared_prefix"
 FIRST_CAPACITY = 64  # own tokens that a row has room for before its buffers grow
 
 _active: ContextVar["PrefixCache"] = ContextVar("upslope_prefix_cache")
-
-
-class UnsupportedAttention(Exception):
-    """The model asks its attention function for something that this one does not do."""
 
 
 @dataclass
@@ -67,6 +63,8 @@ class PrefixLayer(CacheLayerMixin):
     def __init__(self, prefix_keys: Tensor, prefix_values: Tensor, rows: int, limit: int) -> None:
         super().__init__()
         self.prefix_keys, self.prefix_values = prefix_keys, prefix_values
+        self.keys: Tensor
+        self.values: Tensor
         self.limit, self.length = limit, 0
         heads = prefix_keys.shape[1]
         capacity = min(limit, FIRST_CAPACITY)
@@ -119,23 +117,22 @@ class PrefixCache(Cache):
         limit: the most tokens that a row will add.
     """
 
-    layers: list[PrefixLayer]
-
     def __init__(self, prefixes: Sequence[tuple[Tensor, Tensor]], lengths: Tensor, prompt: Tensor, limit: int) -> None:
-        super().__init__(layers=[PrefixLayer(keys, values, len(prompt), limit) for keys, values in prefixes])
+        self.parts = [PrefixLayer(keys, values, len(prompt), limit) for keys, values in prefixes]
+        super().__init__(layers=list(self.parts))
         self.lengths = lengths
         self.groups = Groups.of(prompt)
         self.bias = self._padding_bias()
 
     def positions(self) -> Tensor:
         """Position of the next token of each row, [r, 1]."""
-        return (self.lengths[self.groups.prompt] + self.layers[0].length)[:, None]
+        return (self.lengths[self.groups.prompt] + self.parts[0].length)[:, None]
 
     def keep(self, rows: Tensor) -> None:
         """Forget all rows but these [k] int64 (ascending), and the prompts that nobody reads any more."""
         alive, prompt = self.groups.prompt[rows].unique(return_inverse=True)
         prompts = alive if len(alive) < self.groups.prompts else None
-        for layer in self.layers:
+        for layer in self.parts:
             layer.keep(rows, prompts)
         self.lengths = self.lengths[alive]
         self.groups = Groups.of(prompt)
@@ -143,7 +140,7 @@ class PrefixCache(Cache):
 
     def _padding_bias(self) -> Tensor | None:
         """0 on a prompt's tokens and -inf on its padding, [P, 1, 1, L]; None if nothing is padded."""
-        keys = self.layers[0].prefix_keys
+        keys = self.parts[0].prefix_keys
         width = keys.shape[2]
         if bool((self.lengths == width).all()):
             return None
@@ -188,39 +185,57 @@ def attend_shared_prefix(
         [r, 1, Hq, D], and None for the weights.
 
     Raises:
-        UnsupportedAttention: the model asks for a sliding window, a soft cap, attention sinks or the like.
+        NotImplementedError: the model asks for a sliding window, a soft cap, attention sinks or the like.
     """
     cache = _active.get()
     unknown = [name for name, setting in others.items() if name not in HARMLESS and setting is not None]
     if attention_mask is not None or dropout or query.shape[2] != 1 or unknown:
-        raise UnsupportedAttention(", ".join(unknown) or "an attention mask, dropout or several tokens at once")
-    layer = cache.layers[module.layer_idx]  # type: ignore[index]
-    groups, bias = cache.groups, cache.bias
-    rows, heads, size = key.shape[0], key.shape[1], query.shape[-1]
-    shape = (groups.prompts, groups.width, heads, query.shape[1] // heads)
-    query = query.reshape(rows, heads, shape[3], size) * (size**-0.5 if scaling is None else scaling)
+        raise NotImplementedError(", ".join(unknown) or "an attention mask, dropout or several tokens at once")
+    index = cast("int", module.layer_idx)
+    output = attend(cache, index, query[:, :, 0], key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    return output.view(len(query), 1, query.shape[1], -1), None
 
-    per_prompt = query if groups.row is None else query[groups.row]
-    per_prompt = per_prompt.view(*shape, size).transpose(1, 2).reshape(shape[0], heads, -1, size)
-    to_prompt = per_prompt @ layer.prefix_keys.transpose(2, 3)
+
+def attend(cache: PrefixCache, index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Attention of one token per row to its prompt in layer `index` of the cache, and to the row's own tokens.
+
+    Args:
+        query: [r, Hq, D]; key, value: the rows' own, [r, H, t, D], Hq a multiple of H.
+
+    Returns:
+        The heads' outputs side by side, [r, Hq * D].
+    """
+    layer, groups, bias = cache.parts[index], cache.groups, cache.bias
+    rows, heads = key.shape[:2]
+    repeats, size = query.shape[1] // heads, query.shape[-1]
+    shape = (groups.prompts, groups.width, heads, repeats)
+    query = query.reshape(rows, heads, repeats, size) * scaling
+
+    to_prompt = _by_prompt(query, groups, shape) @ layer.prefix_keys.transpose(2, 3)
     if bias is not None:
         to_prompt += bias
-    to_prompt = to_prompt.view(shape[0], heads, shape[1], shape[3], -1).transpose(1, 2).flatten(0, 1)
-    if groups.slot is not None:
-        to_prompt = to_prompt[groups.slot]
-    scores = torch.cat([to_prompt, query @ key.transpose(2, 3)], dim=-1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    to_prompt = _by_row(to_prompt, groups, shape)
+    weights = torch.cat([to_prompt, query @ key.transpose(2, 3)], dim=-1).softmax(-1, dtype=torch.float32)
+    weights = weights.to(value.dtype)
 
-    prompt_length = to_prompt.shape[-1]
-    own = weights[..., prompt_length:] @ value
-    shared = weights[..., :prompt_length]
-    if groups.row is not None:
-        shared = shared[groups.row]
-    shared = shared.reshape(*shape, prompt_length).transpose(1, 2).reshape(shape[0], heads, -1, prompt_length)
-    shared = (shared @ layer.prefix_values).view(shape[0], heads, shape[1], shape[3], -1).transpose(1, 2).flatten(0, 1)
-    if groups.slot is not None:
-        shared = shared[groups.slot]
-    return (own + shared).reshape(rows, 1, query.shape[1] * shape[3], -1), None
+    length = to_prompt.shape[-1]
+    shared = _by_prompt(weights[..., :length], groups, shape) @ layer.prefix_values
+    output = weights[..., length:] @ value + _by_row(shared, groups, shape)
+    return output.reshape(rows, -1)
+
+
+def _by_prompt(x: Tensor, groups: Groups, shape: tuple[int, int, int, int]) -> Tensor:
+    """[r, H, q, n] to [P, H, W * q, n]: all rows of a prompt in one matrix per head."""
+    x = x if groups.row is None else x[groups.row]
+    prompts, width, heads, repeats = shape
+    return x.reshape(*shape, -1).transpose(1, 2).reshape(prompts, heads, width * repeats, -1)
+
+
+def _by_row(x: Tensor, groups: Groups, shape: tuple[int, int, int, int]) -> Tensor:
+    """The way back, [P, H, W * q, n] to [r, H, q, n]."""
+    prompts, width, heads, repeats = shape
+    x = x.view(prompts, heads, width, repeats, -1).transpose(1, 2).flatten(0, 1)
+    return x if groups.slot is None else x[groups.slot]
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend_shared_prefix)

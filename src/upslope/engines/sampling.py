@@ -1,5 +1,7 @@
 """One token per row from its logits, with randomness that depends on (seed, step, row) and on nothing else."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,13 +30,27 @@ def check_sampling(sampling: Sampling) -> None:
         raise UsageError("Sampling.stop has an empty string, which would end every completion at once. Leave it out.")
 
 
-def uniforms(seed: int, step: int, rows: int) -> Tensor:
-    """Uniform numbers in [0, 1) of one decoding step, [rows] float64, on the CPU.
+class Uniforms:
+    """Uniform numbers in [0, 1) for every step of `rows` rows, from a seed; float64, on the CPU.
 
-    Counter-based: row r of step t gets the same number whatever else is in the batch, so that retiring finished rows or
-    splitting the rows into waves changes no draw.
+    Each step draws for all rows of a call, in their original numbering, whether they are in the batch or not: so retiring
+    finished rows, or splitting the rows into waves that each start anew, changes no draw.
     """
-    return torch.from_numpy(np.random.Generator(np.random.Philox(key=seed, counter=step << 128)).random(rows))
+
+    STEPS = 32  # drawn at once, since most of the cost is per call
+
+    def __init__(self, seed: int, rows: int) -> None:
+        self.generator = np.random.Generator(np.random.Philox(key=seed))
+        self.rows = rows
+        self.drawn: Iterator[Tensor] = iter(())
+
+    def next(self) -> Tensor:
+        """Those of the next step, [rows]."""
+        found = next(self.drawn, None)
+        if found is None:
+            self.drawn = iter(torch.from_numpy(self.generator.random((self.STEPS, self.rows))))
+            found = next(self.drawn)
+        return found
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
