@@ -1,0 +1,90 @@
+"""The clips: values and gradients at the corners, against NumPy in between."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from upslope import Batch, UsageError
+from upslope.parts.surrogate import ClippedRatio, ClippedSequenceRatio, PolicyGradient
+
+
+def loss_and_gradient(part, ratio, advantage):
+    logp = torch.tensor([np.log(ratio)], dtype=torch.float64, requires_grad=True)
+    batch = Batch(logp=logp, old_logp=torch.zeros_like(logp), advantage=torch.tensor([advantage]).expand_as(logp))
+    loss = part(batch).sum()
+    return loss.item(), torch.autograd.grad(loss, logp)[0].squeeze().tolist()
+
+
+@pytest.mark.parametrize(
+    ("advantage", "ratio", "dual", "loss", "gradient"),
+    [
+        (1.0, 1.5, None, -1.2, 0.0),
+        (-1.0, 0.5, None, 0.8, 0.0),
+        (-1.0, 5.0, 3.0, 3.0, 0.0),
+        (-1.0, 5.0, None, 5.0, 5.0),
+        (-1.0, 2.0, 3.0, 2.0, 2.0),
+        (1.0, 5.0, 3.0, -1.2, 0.0),
+        (1.0, 0.5, None, -0.5, -0.5),
+        (-1.0, 1.5, None, 1.5, 1.5),
+        (1.0, 1.0, None, -1.0, -1.0),
+        (-1.0, 1.0, 3.0, 1.0, 1.0),
+        (1.0, 1.0, 3.0, -1.0, -1.0),
+    ],
+)
+def test_clipped_ratio_at_the_corners(advantage, ratio, dual, loss, gradient):
+    found = loss_and_gradient(ClippedRatio(0.8, 1.2, dual=dual), [ratio], advantage)
+    assert found == (pytest.approx(loss), pytest.approx(gradient))
+
+
+@given(st.floats(-3, 3), st.floats(0.1, 9), st.floats(0.1, 1), st.floats(1, 4), st.none() | st.floats(4.5, 8))
+def test_clipped_ratio_equals_numpy(advantage, ratio, low, high, dual):
+    expected = max(-advantage * ratio, -advantage * np.clip(ratio, low, high))
+    if dual is not None and advantage < 0:
+        expected = min(expected, -advantage * dual)
+    assert loss_and_gradient(ClippedRatio(low, high, dual=dual), [ratio], advantage)[0] == pytest.approx(expected)
+
+
+@given(st.floats(-2, 2), st.floats(-5, 5))
+def test_policy_gradient_is_the_ratio_gradient_on_policy(advantage, logp):
+    batch = Batch(logp=torch.tensor([[logp]], requires_grad=True), advantage=torch.tensor([[advantage]]))
+    batch = batch.replace(old_logp=batch.logp.detach())
+    plain, ratio = (
+        torch.autograd.grad(part(batch).sum(), batch.logp)[0] for part in (PolicyGradient(), ClippedRatio())
+    )
+    torch.testing.assert_close(plain, ratio)
+
+
+def test_sequence_ratio_is_the_mean_or_the_sum():
+    moved = np.array([0.9, -0.1, -0.5])
+    for normalized, exponent in ((True, moved.mean()), (False, moved.sum())):
+        part = ClippedSequenceRatio(0.2, 5.0, length_normalized=normalized)
+        loss, gradient = loss_and_gradient(part, np.exp(moved), 2.0)
+        assert loss == pytest.approx(-2 * np.exp(exponent))
+        np.testing.assert_allclose(gradient, -2 * np.exp(exponent) * (1 / 3 if normalized else 1))
+
+
+def test_clip_statistics_count_the_tokens_without_gradient():
+    ratio = torch.tensor([[1.5, 1.5, 0.5, 0.5, 1.0]])
+    batch = Batch(logp=ratio.log(), old_logp=torch.zeros(1, 5), advantage=torch.tensor([[1.0, -1, 1, -1, 1]]))
+    stats = ClippedRatio(0.8, 1.2).stats(batch)
+    assert stats["ratio/clip_fraction"].tolist() == [[1, 0, 0, 1, 0]]
+    assert stats["ratio/clip_fraction_high"].tolist() == [[1, 0, 0, 0, 0]]
+    assert stats["ratio/clip_fraction_low"].tolist() == [[0, 0, 0, 1, 0]]
+
+
+def test_impossible_intervals_are_refused():
+    with pytest.raises(UsageError, match=r"ClippedRatio clips to \[0.2, 0.2\], which leaves out 1"):
+        ClippedRatio(0.2, 0.2)
+    with pytest.raises(UsageError, match="must be over 1"):
+        ClippedRatio(dual=0.5)
+
+
+def test_an_advantage_by_token_does_not_fit_a_sequence_ratio():
+    batch = Batch(logp=torch.zeros(2, 2), old_logp=torch.zeros(2, 2), advantage=torch.tensor([[1.0, 1], [1, 2]]))
+    part = ClippedSequenceRatio()
+    with pytest.raises(
+        UsageError, match=r"ClippedSequenceRatio gives one loss per sequence, but 'advantage' differs within row 1"
+    ):
+        part(batch.read_by(part))
