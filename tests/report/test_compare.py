@@ -48,6 +48,16 @@ def test_the_table_has_the_recorded_results_best_first(comparison):
     assert "interquartile mean over up to 3 runs" in page.text
 
 
+def test_differences_are_shown_with_their_sign(comparison):
+    folder = comparison()
+    results = json.loads((folder / "results.json").read_text())
+    results["methods"]["dapo"]["difference"] = {"from": "grpo", "mean": 0.1, "low": -0.02, "high": 0.2}
+    (folder / "results.json").write_text(json.dumps(results))
+    page = read(write_compare_report(folder, folder))
+    assert "Difference from grpo" in page.text
+    assert "+0.100 [-0.020, +0.200]" in page.text
+
+
 def test_a_moved_comparison_is_found_and_a_missing_run_is_named(comparison, tmp_path):
     folder = comparison()
     results = json.loads((folder / "results.json").read_text())
@@ -55,7 +65,7 @@ def test_a_moved_comparison_is_found_and_a_missing_run_is_named(comparison, tmp_
     results["methods"]["grpo"]["runs"] = [*paths, "m0/seed-9"]
     (folder / "results.json").write_text(json.dumps(results))
     page = read(write_compare_report(folder, tmp_path / "page.html"))
-    assert "A run of grpo is left out: m0/seed-9 is not a folder" in page.text
+    assert f"A run of grpo is left out: {folder}/m0/seed-9 is not a folder" in page.text
     assert page.text.count("seed-1") == 2
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +14,7 @@ from markupsafe import Markup
 from upslope.errors import UsageError
 from upslope.report.catalog import charts_of
 from upslope.report.chart import color_class, svg_markup, text
-from upslope.report.groups import Result, group_runs, results_of, varying_settings
+from upslope.report.groups import Difference, Result, group_runs, results_of, varying_settings
 from upslope.report.page import Figures, page_path, write_page
 from upslope.report.read import Run, read_run
 from upslope.report.scale import tick_labels, value_axis
@@ -44,9 +45,13 @@ def write_compare_report(folder: Path, out: Path, *, title: str | None = None) -
     if not any(groups.values()):
         raise UsageError(f"{folder / 'results.json'} names no run that can be read. {' '.join(notes[:1])}")
     metric = str(content.get("metric") or "eval/pass@1")
-    recorded = {visible(name): interval for name, entry in content["methods"].items() if (interval := _interval(entry))}
+    entries = {visible(name): entry for name, entry in content["methods"].items() if isinstance(entry, dict)}
     results = [
-        Result(result.name, result.values, recorded.get(result.name, result.interval))
+        replace(
+            result,
+            interval=_interval(entries.get(result.name), "iqm") or result.interval,
+            difference=_difference(entries.get(result.name)),
+        )
         for result in results_of(groups, metric)
     ]
     task = cut(content.get("task") or "", 100)
@@ -91,6 +96,7 @@ def write_groups_report(
             for result, image in zip(results, images, strict=True)
         ],
         scale=scale,
+        base=next((result.difference.base for result in results if result.difference), ""),
         seeds=max(len(group) for group in groups.values()),
         curves=curves,
         legend_entries=[(name, color_class(index)) for index, name in enumerate(order)],
@@ -178,14 +184,22 @@ def _read_results(path: Path) -> dict[str, Any]:
 
 
 def _locate(folder: Path, given: str) -> Path:
-    """A run's folder, also where the comparison was moved since: the longest tail of its path that lies in `folder`."""
+    """A run's folder, given relative to `folder` or, where all was moved since, by the longest tail that lies in it."""
     parts = Path(given).parts
     tails = [folder.joinpath(*parts[start:]) for start in range(len(parts))]
-    return next((path for path in (Path(given), *tails) if path.is_dir()), Path(given))
+    return next((path for path in tails if path.is_dir()), folder / given)
 
 
-def _interval(entry: Any) -> Interval | None:
+def _interval(entry: Any, name: str) -> Interval | None:
     if not isinstance(entry, dict):
         return None
-    value, low, high = (number(entry.get(name)) for name in ("iqm", "low", "high"))
+    value, low, high = (number(entry.get(end)) for end in (name, "low", "high"))
     return None if value is None or low is None or high is None else Interval(value, low, high)
+
+
+def _difference(entry: Any) -> Difference | None:
+    found = entry.get("difference") if isinstance(entry, dict) else None
+    interval = _interval(found, "mean")
+    if not isinstance(found, dict) or interval is None:
+        return None
+    return Difference(visible(found.get("from", "")), interval)

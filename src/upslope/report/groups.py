@@ -17,12 +17,21 @@ CURVE_DRAWS = 400
 
 
 @dataclass(frozen=True)
+class Difference:
+    """The mean difference from the group `base`, run by run with equal seeds."""
+
+    base: str
+    interval: Interval
+
+
+@dataclass(frozen=True)
 class Result:
     """The last value of a metric in every run of a group, and their interquartile mean with its interval."""
 
     name: str
     values: Sequence[float]
     interval: Interval | None
+    difference: Difference | None = None
 
 
 def run_name(run: Run) -> str:
