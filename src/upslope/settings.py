@@ -22,9 +22,13 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any], part_named: PartN
     for key, value in settings.items():
         if key in STAGES:
             recipe = recipe.replace(**{key: part_named(key, value) if isinstance(value, str) else value})
+    changes: dict[int, tuple[str, Part, dict[str, Any]]] = {}
     for key, value in settings.items():
         if key not in STAGES:
-            recipe = _with_setting(recipe, key, value)
+            stage, part, setting = _owner(recipe, key)
+            changes.setdefault(id(part), (stage, part, {}))[2][setting] = converted(part, setting, value)
+    for stage, part, changed in changes.values():  # all of a part's at once: it may check one against another
+        recipe = _with_part(recipe, stage, part, replace(part, **changed))
     return recipe.check()
 
 
@@ -33,7 +37,8 @@ def known_settings(recipe: Recipe) -> list[str]:
     return sorted(f"{stage}.{f.name}" for stage, part in recipe.stages() for f in fields(part))
 
 
-def _with_setting(recipe: Recipe, key: str, value: Any) -> Recipe:
+def _owner(recipe: Recipe, key: str) -> tuple[str, Part, str]:
+    """The stage, the part and the field that a key names."""
     wanted, _, setting = key.rpartition(".")
     found = [
         (stage, part)
@@ -50,8 +55,11 @@ def _with_setting(recipe: Recipe, key: str, value: Any) -> Recipe:
         if len(set(names)) < len(names):
             names = [f"{stage}.{type(part).__name__}.{setting}" for stage, part in found]
         raise UsageError(f"several parts of '{recipe.name}' read '{key}'. Say which: {', '.join(names)}.")
-    stage, part = found[0]
-    changed = replace(part, **{setting: converted(part, setting, value)})
+    return *found[0], setting
+
+
+def _with_part(recipe: Recipe, stage: str, part: Part, changed: Part) -> Recipe:
+    """The recipe with `changed` in the place of `part`."""
     if not stage.startswith("terms["):
         return recipe.replace(**{stage: _swap(getattr(recipe, stage), part, changed)})
     index = int(stage.removeprefix("terms[").removesuffix("]"))

@@ -97,9 +97,10 @@ class ClippedSequenceRatio(Part):
 def check_interval(part: Part, low: float, high: float, *, around: float) -> None:
     """Raises UsageError unless low <= around <= high: an interval that leaves out the unmoved policy clips every token."""
     if not low <= around <= high:
+        example = "0.8 and 1.2 of the ratio for a clip of 0.2" if around else "-0.4 and 0.4 of the log-ratio"
         raise UsageError(
             f"{type(part).__name__} clips to [{low:g}, {high:g}], which leaves out {around:g}, where the policy has not moved. "
-            f"Give bounds of the interval itself, e.g. ratio_low=0.8, ratio_high=1.2 for a clip of 0.2."
+            f"Give the bounds of the interval itself, e.g. {example}."
         )
 
 
