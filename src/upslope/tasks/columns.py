@@ -9,6 +9,7 @@ from upslope.rollout import Example, Message
 from upslope.tasks.rows import Row, json_kind
 from upslope.tasks.scorers import excerpt
 
+PROMPTS = ("prompt", "question", "problem", "input")
 REFERENCES = ("answer", "ground_truth", "solution", "target", "label")
 VERL_REFERENCE = "reward_model.ground_truth"
 EXPECTED = (
@@ -37,10 +38,10 @@ class Layout:
 
     def prompt_of(self, row: Row) -> str | list[Message]:
         """The prompt: a text, or messages with text content. Raises UsageError with the row's place otherwise."""
-        if self.prompt not in row.columns:
+        value = dig(row.columns, self.prompt)
+        if value is None and self.prompt not in row.columns:
             there = ", ".join(row.columns) or "none"
             raise UsageError(f"{row.place} has no column '{self.prompt}'. Its columns: {there}.")
-        value = row.columns[self.prompt]
         if isinstance(value, str) and value.strip():
             return value
         if isinstance(value, list) and value:
@@ -77,17 +78,17 @@ def detect_layout(name: str, rows: Sequence[Row], input_key: str | None, label_k
 
 
 def recognize(rows: Sequence[Row], columns: Sequence[str]) -> tuple[str, str, str | None]:
-    reference = next((column for column in REFERENCES if column in columns), None)
-    if "prompt" in columns:
+    """Family, prompt and reference: of several candidates the one that most rows have, of equals the first."""
+    count = {column: sum(column in row.columns for row in rows) for column in columns}
+    reference = max((column for column in REFERENCES if column in count), key=count.__getitem__, default=None)
+    prompt = max((column for column in PROMPTS if column in count), key=count.__getitem__, default="")
+    if prompt == "prompt":
         if any(dig(row.columns, VERL_REFERENCE) is not None for row in rows):
-            return "verl", "prompt", VERL_REFERENCE
-        return "TRL", "prompt", reference
-    for question in ("question", "problem"):
-        if question in columns:
-            return f"{question}/{reference or 'no reference answer'}", question, reference
-    if "input" in columns:
-        return "OpenRLHF", "input", "label" if "label" in columns else reference
-    return "unknown kind", "", reference
+            return "verl", prompt, VERL_REFERENCE
+        return "TRL", prompt, reference
+    if prompt == "input":
+        return "OpenRLHF", prompt, "label" if "label" in count else reference
+    return f"{prompt}/{reference or 'no reference answer'}", prompt, reference
 
 
 def dig(columns: Mapping[str, Any], key: str) -> Any:

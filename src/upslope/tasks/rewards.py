@@ -65,7 +65,7 @@ def parse_reward(spec: RewardSpec, own: RewardPart | None = None) -> tuple[Rewar
     """
     if isinstance(spec, Mapping):
         parts = [scale(part, weight) for text, weight in spec.items() for part in parse_terms(text, own)]
-    elif isinstance(spec, str) or callable(spec):
+    elif isinstance(spec, str) or callable(spec) or not isinstance(spec, Sequence):
         parts = parse_terms(spec, own)
     else:
         parts = [part for one in spec for part in parse_terms(one, own)]
@@ -92,7 +92,7 @@ def split_terms(text: str) -> list[str]:
     terms: list[str] = []
     rest = text.strip()
     while rest:
-        if re.match(rf"(?:{NUMBER}\*)?regex:", rest) or Path(rest.rpartition(":")[0] or " ").is_file():
+        if re.match(rf"(?:{NUMBER}\*)?regex:", rest) or is_one_file(rest):
             return [*terms, rest]
         term, plus, rest = rest.partition("+")
         # The sign of an exponent or of a weight belongs to its number: exact*1e+2, exact*+2.
@@ -105,6 +105,12 @@ def split_terms(text: str) -> list[str]:
     return terms
 
 
+def is_one_file(term: str) -> bool:
+    """Whether the text is FILE.py:FUNCTION of a file that exists, perhaps with a weight; its name may hold a `+`."""
+    source, _, rest = term.rpartition(":")
+    return bool(re.fullmatch(rf"[\w.]+(?:\s*\*\s*{NUMBER})?", rest)) and Path(source or " ").is_file()
+
+
 def parse_term(term: str, own: RewardPart | None) -> RewardPart:
     before = re.match(rf"({NUMBER})\*(?=\S)", term)
     if before:
@@ -112,7 +118,7 @@ def parse_term(term: str, own: RewardPart | None) -> RewardPart:
     if term.startswith("regex:"):
         return regex_part(term.removeprefix("regex:"))
     after = re.search(r"\*\s*([^*/:\\]+)$", term)
-    if after and not Path(term.rpartition(":")[0] or " ").is_dir():
+    if after:
         return scale(parse_term(term[: after.start()].strip(), own), after[1], term)
     if term == "task":
         if own is None:
@@ -121,6 +127,8 @@ def parse_term(term: str, own: RewardPart | None) -> RewardPart:
     kind, _, option = term.partition(":")
     if kind == "exact" and option in ("", "ignore_case"):
         return RewardPart("exact", "exact", settings={"ignore_case": bool(option), "source": term})
+    if kind == "exact" and option:
+        raise UsageError(f"the reward 'exact' has no option '{option}'; it has ignore_case.")
     if term == "math":
         return RewardPart("math", "math")
     if ":" not in term:
