@@ -14,7 +14,8 @@ from upslope.recipe import Part
 class GroupBaseline(Part):
     """Reward minus its group's baseline, over its group's spread:  a = (r - b_g) / (s_g + eps),  [R].
 
-    A group with fewer than two valid rollouts has nothing to compare with: 0, or the bare reward with `lone="reward"` (verl).
+    A group with fewer than two valid rollouts has nothing to compare with: 0, or with `lone="reward"` (verl) the bare reward, b
+    taken as 0 and s as 1.
     """
 
     baseline: Literal["mean", "leave_one_out"] = "mean"
@@ -37,7 +38,9 @@ class GroupBaseline(Part):
             variance = batch.group_mean(centered**2)[0][batch.group] * count / freedom.clamp(min=1)
             scaled = centered / (variance.sqrt() + self.eps)
         advantage = scaled * count / (count - 1).clamp(min=1) if self.baseline == "leave_one_out" else scaled
-        return torch.where(count > 1, advantage, batch.reward) if self.lone == "reward" else advantage
+        if self.lone == "zero":
+            return advantage
+        return torch.where(count > 1, advantage, batch.reward if self.scale is None else batch.reward / (1 + self.eps))
 
 
 def whiten(batch: Batch, column: Tensor, eps: float = 1e-8) -> Tensor:
