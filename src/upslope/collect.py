@@ -209,19 +209,22 @@ def reward_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 
 def group_metrics(rounds: Sequence[Collected]) -> dict[str, float]:
-    """Share of groups whose rewards are all equal; length and truncation of everything sampled; the entropy's estimate."""
+    """Share of groups of two or more whose rewards are all equal; length and truncation of everything sampled.
+
+    `entropy` is the mean of -logp over sampled tokens: an estimate without bias where temperature is 1 and nothing truncated.
+    """
     same, groups = 0, 0
     for part in rounds:
         if part.batch is not None:
             mean, count = part.batch.group_mean(part.batch.reward)
             spread, _ = part.batch.group_mean((part.batch.reward - mean[part.batch.group]).abs())
-            same += int(((spread < 1e-9) & (count > 0)).sum())
-            groups += len(count)
+            same += int(((spread < 1e-9) & (count > 1)).sum())
+            groups += int((count > 1).sum())
     lengths = torch.cat([part.rollouts.mask.sum(1) for part in rounds]).float()
     truncated = [finish == "length" for part in rounds for finish in part.rollouts.finish]
     logp_sum = sum(float((part.rollouts.logp * part.rollouts.mask).sum()) for part in rounds)
     return {
-        "groups/zero_variance": same / groups if groups else 1.0,
+        **({"groups/zero_variance": same / groups} if groups else {}),
         "groups/sampled": float(sum(len(part.rollouts.prompts) for part in rounds)),
         "length/mean": float(lengths.mean()),
         "length/max": float(lengths.max()),

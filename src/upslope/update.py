@@ -1,6 +1,6 @@
 """One step's learning: reference and critic columns, `prepare`, mini-batches, micro-batches, optimizer steps."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,19 +78,23 @@ class Updater:
         needs, made = self.recipe.needs, {}
         with torch.no_grad():
             if "ref_logp" in needs:
-                made["ref_logp"] = self._in_passes(self.actors.reference, rollouts, "logp")
+                made["ref_logp"] = self._in_passes(rollouts, _columns_of(self.actors.reference, rollouts, "logp"))
             if self.recompute and "old_logp" in needs:
-                made["old_logp"] = made["logp"] = self._in_passes(self.actors.policy, rollouts, "logp")
+                made["old_logp"] = made["logp"] = self._in_passes(
+                    rollouts, _columns_of(self.actors.policy, rollouts, "logp")
+                )
             if self.actors.critic is not None:
-                made["old_value"] = self._in_passes(self.actors.critic, rollouts, "value")
+                made["old_value"] = self._in_passes(
+                    rollouts, lambda rows: self.actors.critic.score(rollouts, rows)["value"]
+                )
             for name in sorted(needs & (MODEL_COLUMNS - {"logp"})):
-                made[name] = self._in_passes(self.actors.policy, rollouts, name)
+                made[name] = self._in_passes(rollouts, _columns_of(self.actors.policy, rollouts, name))
         return batch.replace(**{name: column.cpu() for name, column in made.items()})
 
-    def _in_passes(self, scorer: Any, rollouts: Rollouts, column: str) -> Tensor:
+    def _in_passes(self, rollouts: Rollouts, score: Callable[[Tensor], Tensor]) -> Tensor:
         found: Tensor | None = None
         for rows in self.actors.policy.plan(rollouts, tokens_per_pass=self.tokens_per_pass):
-            part = scorer.score(rollouts, frozenset({column}), rows=rows)[column]
+            part = score(rows)
             if found is None:
                 found = part.new_zeros(len(rollouts), *part.shape[1:])
             found[rows] = part
@@ -142,7 +146,7 @@ class Updater:
 
         def micro_batch(part_rows: Tensor) -> MicroBatch:
             def loss() -> tuple[Tensor, dict[str, Tensor]]:
-                columns = critic.score(inner, frozenset({"value"}), rows=part_rows)
+                columns = critic.score(inner, part_rows)
                 part = narrow.select(part_rows)
                 _check(columns, part.mask)
                 total = (self.recipe.critic(part.replace(**columns)) * part.token_share).sum()  # type: ignore[misc]
@@ -178,6 +182,10 @@ def _check(columns: Mapping[str, Tensor], mask: Tensor) -> None:
         if name != "log_distribution" and not column.isfinite().all():
             rows = int((~column.isfinite()).flatten(1).any(1).sum())
             raise NotFiniteError(f"'{name}' of the model is not finite in {rows} of {len(mask)} rows")
+
+
+def _columns_of(scorer: Any, rollouts: Rollouts, name: str) -> Callable[[Tensor], Tensor]:
+    return lambda rows: scorer.score(rollouts, frozenset({name}), rows=rows)[name]
 
 
 def _columns(batch: Batch) -> dict[str, Tensor]:

@@ -1,13 +1,16 @@
 """upslope eval MODEL --task NAME [-k K]"""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from upslope.cli.train import Flag, Repeated, resolve
 from upslope.errors import UsageError
 from upslope.rollout import Sampling
+
+if TYPE_CHECKING:
+    from upslope.evaluate import Evaluation
 
 
 def command(
@@ -23,7 +26,7 @@ def command(
     seed: int = 0,
     as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False,
     set: Repeated = (),
-) -> int:
+) -> None:
     """pass@k of a model on a task's held-out prompts, by the unbiased estimator, with a bootstrap interval over prompts.
 
     Args:
@@ -67,15 +70,18 @@ def command(
         )
     finally:
         parts.task.close()
+    _tell(found, sorted({1, k}), {"model": model, "task": parts.task.name, "samples": drawn}, as_json)
+
+
+def _tell(found: "Evaluation", ks: list[int], facts: dict[str, object], as_json: bool) -> None:
+    metrics = found.metrics
     if as_json:
-        print(json.dumps({"model": model, "task": parts.task.name, **found.metrics}))
-        return 0
-    for wanted in sorted({1, k}):
-        value, low, high = (found.metrics[f"eval/pass@{wanted}{end}"] for end in ("", "_low", "_high"))
-        print(
-            f"pass@{wanted}  {value:.3f}  [{low:.3f}, {high:.3f}]  ({len(parts.eval_examples)} prompts, {drawn} samples each)"
-        )
-    if found.metrics["eval/failed"]:
+        print(json.dumps({**facts, **metrics}))
+        return
+    drawn = f"{metrics['eval/prompts']:.0f} prompts, {facts['samples']} samples each"
+    for k in ks:
+        value, low, high = (metrics[f"eval/pass@{k}{end}"] for end in ("", "_low", "_high"))
+        print(f"pass@{k}  {value:.3f}  [{low:.3f}, {high:.3f}]  ({drawn})")
+    if metrics["eval/failed"]:
         reasons = {outcome.failure for outcome in found.outcomes if outcome.failure}
-        print(f"{found.metrics['eval/failed']:.0f} rewards failed and count as not passed, e.g. {next(iter(reasons))}")
-    return 0
+        print(f"{metrics['eval/failed']:.0f} rewards failed and count as not passed, e.g. {sorted(reasons)[0]}")
