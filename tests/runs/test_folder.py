@@ -11,6 +11,8 @@ from upslope.errors import UsageError
 from upslope.runs.folder import RunFolder
 from upslope.runs.metrics import read_metrics, read_samples
 
+from .test_sinks import scalars
+
 CONFIG = {"method": "grpo", "seed": 1, "steps": 10, "eval": {"every": 5}, "optimizer": {"lr": 1e-3}}
 
 
@@ -43,6 +45,7 @@ def test_an_interrupted_run_ends_with_the_rows_of_an_uninterrupted_one(tmp_path,
     for name in ("metrics.jsonl", "samples.jsonl", "events.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert len(read_metrics(tmp_path / "cut")) == 10
+    assert scalars(tmp_path / "cut", "total") == scalars(tmp_path / "whole", "total")
     assert len(read_samples(tmp_path / "cut")) == 20
 
 

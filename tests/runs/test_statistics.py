@@ -78,6 +78,13 @@ def test_bootstrap_is_stratified():
     np.testing.assert_allclose([interval.low, interval.high], interval.value)
 
 
+def test_tasks_are_resampled_independently():
+    """Sixteen tasks with the same scores: the mean's spread is a quarter of one task's, as of independent ones."""
+    scores = np.random.default_rng(0).normal(size=(10, 1))
+    one, sixteen = bootstrap(scores, mean, draws=5000), bootstrap(np.tile(scores, 16), mean, draws=5000)
+    np.testing.assert_allclose((one.high - one.low) / (sixteen.high - sixteen.low), 4, rtol=0.1)
+
+
 def test_bootstrap_draws_are_those_of_the_enumeration():
     """Three runs of one task have 27 resamples: quantiles of the mean over all of them."""
     scores = np.array([0.0, 1.0, 5.0])
