@@ -40,6 +40,15 @@ def test_overlapping_intervals_are_no_change(tmp_path, after):
     assert "rose" not in found.sentence
 
 
+def test_an_interval_without_width_is_not_believed(tmp_path):
+    """A bootstrap over equal scores has width zero; 0 of 256 does not exclude 1 of 256."""
+    found = judge(tmp_path, [evaluated(0, 0.0, 0), evaluated(40, 0.015, 0.01)])
+    assert found.tone == "unclear"
+    assert "0.00 [0.00, 0.01] before" in found.sentence
+    assert judge(tmp_path, [evaluated(0, 0.0, 0), evaluated(40, 0.5)]).tone == "better"
+    assert judge(tmp_path, [evaluated(0, 0.5), evaluated(40, 1.0, 0)]).sentence.count("1.00 [0.99, 1.00]") == 1
+
+
 def test_without_intervals_nothing_is_claimed(tmp_path):
     found = judge(tmp_path, [evaluated(0, 0.1, None), evaluated(40, 0.9, None)])
     assert found.tone == "unclear"

@@ -43,8 +43,10 @@ CATALOG = (
     Metric(r"groups/zero_variance", "Groups without variance", "All answers earn the same: nothing to prefer.", 0, 1),
     Metric(r"rewards/failed", "Failed rewards", "Completions that the verifier could not judge.", 0, smooth=False),
     Metric(r"entropy", "Entropy", "Of the next-token distribution, in nats per token.", 0),
-    Metric(r"kl", "KL to the reference", "Estimated divergence per token, in nats.", log=True),
-    Metric(r"ratio/kl", "KL to the sampling policy", "How far one step's updates move, in nats per token.", log=True),
+    Metric(r"kl", "KL to the reference", "Estimated divergence per token, in nats.", 0, log=True),
+    Metric(
+        r"ratio/kl", "KL to the sampling policy", "How far one step's updates move, in nats per token.", 0, log=True
+    ),
     Metric(r"ratio/clip_fraction(?:_low|_high)?", "Clipped tokens", "Share whose ratio left the clip interval.", 0),
     Metric(r"ratio/(?:mean|max|min)", "Probability ratio", "Policy over sampling policy, per token.", log=True),
     Metric(r"loss", "Loss", "What is minimized; its level says little."),

@@ -9,6 +9,7 @@ from upslope.report.text import cut, number, visible
 KEPT = 400  # samples read for the list, evenly spread over the run
 LISTED_CHARACTERS = 400_000  # characters of text in the list of one page
 PAIRS = 12  # prompts shown before and after
+SAME = 4  # of them, those with equal rewards, which have less to say
 REASONS = 50  # different reasons of failure told apart
 
 
@@ -110,9 +111,9 @@ def chosen_pairs(every: list[Pair]) -> list[Pair]:
     """At most PAIRS of them, each kind of change in its proportion and at least once, so that losses are shown too."""
     kinds = {kind: [p for p in every if p.change == kind] for kind in ("better", "worse", "same", "not compared")}
     chosen: list[Pair] = []
-    for members in kinds.values():
+    for kind, members in kinds.items():
         share = max(1, round(PAIRS * len(members) / max(len(every), 1)))
-        chosen += members[:share]
+        chosen += members[: min(share, SAME) if kind == "same" else share]
     return chosen[: PAIRS + 3]
 
 

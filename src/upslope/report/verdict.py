@@ -1,7 +1,8 @@
 """The headline: what training did to held-out pass@1, in a sentence, and why where it did not help."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from upslope.report.read import Run
 from upslope.report.text import format_number, format_share, number, plural
@@ -11,17 +12,16 @@ INSTANCES = ("eval/prompts", "eval/examples")  # metrics that count held-out ins
 
 @dataclass(frozen=True)
 class Point:
-    """Held-out pass@1 at a step, with its interval where one was recorded."""
+    """Held-out pass@1 at a step, with the interval to judge it by, where one was recorded."""
 
     step: int
     value: float
-    low: float | None
-    high: float | None
+    interval: tuple[float, float] | None
 
     def __str__(self) -> str:
-        if self.low is None or self.high is None:
+        if self.interval is None:
             return f"{self.value:.2f}"
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f} [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,22 @@ def verdict(run: Run) -> Verdict:
 def evaluations(run: Run) -> list[Point]:
     """Every recorded held-out pass@1, in the order of the steps."""
     return [
-        Point(row["step"], value, number(row.get("eval/pass@1_low")), number(row.get("eval/pass@1_high")))
+        Point(row["step"], value, _interval(row))
         for row in run.metrics
         if (value := number(row.get("eval/pass@1"))) is not None
     ]
+
+
+def _interval(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The recorded interval, or where all n prompts scored alike, and it has no width, what n such prompts exclude:
+    with 95 % confidence, a share that lies more than 3 / n away (the rule of three).
+    """
+    low, high = number(row.get("eval/pass@1_low")), number(row.get("eval/pass@1_high"))
+    if low is None or high is None:
+        return None
+    count = next((count for name in INSTANCES if (count := number(row.get(name)))), None)
+    slack = 3 / count if low == high and count else 0.0
+    return max(low - slack, min(low, 0.0)), min(high + slack, max(high, 1.0))
 
 
 def reasons(run: Run, before: Point | None = None) -> list[str]:
@@ -98,13 +110,11 @@ def reasons(run: Run, before: Point | None = None) -> list[str]:
 
 
 def _tone(before: Point, after: Point) -> str:
-    if None in (before.low, before.high, after.low, after.high):
+    if before.interval is None or after.interval is None:
         return "unclear"
-    assert before.low is not None and before.high is not None  # noqa: PT018
-    assert after.low is not None and after.high is not None  # noqa: PT018
-    if after.low > before.high:
+    if after.interval[0] > before.interval[1]:
         return "better"
-    return "worse" if after.high < before.low else "unclear"
+    return "worse" if after.interval[1] < before.interval[0] else "unclear"
 
 
 def _sentence(before: Point, after: Point, tone: str, instances: str) -> str:
@@ -113,7 +123,7 @@ def _sentence(before: Point, after: Point, tone: str, instances: str) -> str:
         return f"Held-out pass@1 rose from {before} to {after} {where}, {instances}."
     if tone == "worse":
         return f"Held-out pass@1 fell from {before} to {after} {where}, {instances}."
-    if before.low is None or after.low is None:
+    if before.interval is None or after.interval is None:
         return f"Held-out pass@1 went from {before} to {after} {where}, {instances}, with no interval to judge this by."
     return (
         f"Held-out pass@1 did not change measurably {where}, {instances}: "
