@@ -10,6 +10,7 @@ from torch import Tensor
 
 from upslope.engines.decoders import CacheDecoder, Decoder, SharedPrefixDecoder
 from upslope.engines.llama import MODEL_TYPES
+from upslope.errors import UsageError
 from upslope.policies.support import TOLERANCE, model_dtype, why_not_packed
 
 log = logging.getLogger("upslope")
@@ -18,25 +19,35 @@ PROMPTS, ROWS, STEPS = (7, 4), (0, 0, 1), 3  # the probe: prompt lengths, the pr
 
 
 def choose_decoder(model: Any, context_length: int) -> Callable[[], Decoder]:
-    """What makes decoders for `model`; says in the log why they do not share prompts, where they do not."""
+    """What makes decoders for `model`; says in the log why they do not share prompts, where they do not.
+
+    Raises:
+        UsageError: no decoder reproduces the model's plain forward pass.
+    """
+    shared = partial(SharedPrefixDecoder, model, context_length)
     reason = why_not_packed(model)
     if reason is None and model.config.model_type in MODEL_TYPES:
-        quick = partial(SharedPrefixDecoder, model, context_length, direct=True)
-        reason = _why_wrong(quick, model)
+        reason = _why_wrong(partial(shared, direct=True), model)
         if reason is None:
-            return quick
+            return partial(shared, direct=True)
         log.warning("Generation goes through the model's forward pass, which is slower for small models: %s.", reason)
-    shared = partial(SharedPrefixDecoder, model, context_length, direct=False)
-    reason = why_not_packed(model) or _why_wrong(shared, model)
+    reason = why_not_packed(model) or _why_wrong(partial(shared, direct=False), model)
     if reason is None:
-        return shared
+        return partial(shared, direct=False)
     log.warning(
         "Generation keeps each prompt once per completion instead of once per group, which takes more time and memory "
         "for long prompts, because of the model: %s.",
         reason,
     )
-    padded = partial(CacheDecoder, model, context_length, equal_lengths=False)
-    return padded if _why_wrong(padded, model) is None else partial(padded, equal_lengths=True)
+    cached = partial(CacheDecoder, model, context_length)
+    for equal_lengths in (False, True):
+        reason = _why_wrong(partial(cached, equal_lengths=equal_lengths), model)
+        if reason is None:
+            return partial(cached, equal_lengths=equal_lengths)
+    raise UsageError(
+        f"Cannot generate with {type(model).__name__}: token by token, through its cache, it does not do what it does on a "
+        f"whole sequence; {reason}."
+    )
 
 
 @torch.inference_mode()
@@ -57,6 +68,8 @@ def gaps(decoder: Decoder, model: Any) -> Iterator[float]:
     vocab = model.config.get_text_config().vocab_size
     ids = torch.randint(0, vocab, (sum(PROMPTS) + STEPS * len(ROWS),), generator=torch.Generator().manual_seed(0))
     first, second, *drawn = ids.split([*PROMPTS, *[len(ROWS)] * STEPS])
+    if decoder.equal_lengths:
+        first = first[: len(second)]
     rows = [[first, second][prompt] for prompt in ROWS]
     logits = decoder.start([first.tolist(), second.tolist()], torch.tensor(ROWS), STEPS)
     yield _gap(model, rows, logits)

@@ -133,6 +133,7 @@ class CacheDecoder:
         self.last_position = context_length - 1
         self.device = next(model.parameters()).device
         self.accepted = set(inspect.signature(model.forward).parameters)
+        self.cache_name = "cache_params" if "cache_params" in self.accepted else "past_key_values"
 
     def start(self, prompts: Sequence[Sequence[int]], row_prompt: Tensor, limit: int) -> Tensor:
         row_prompt = row_prompt.to(self.device)
@@ -166,7 +167,7 @@ class CacheDecoder:
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         inputs: dict[str, Any] = {"attention_mask": self.mask, "position_ids": positions, "logits_to_keep": 1}
         accepted = {name: value for name, value in inputs.items() if name in self.accepted and value is not None}
-        output = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, **accepted)
+        output = self.model(input_ids=ids, use_cache=True, **{self.cache_name: self.cache}, **accepted)
         return output.logits[:, -1]
 
 

@@ -24,7 +24,7 @@ class Budget:
     def of(cls, config: Any, dtype: torch.dtype, device: torch.device, max_rows: int | None) -> "Budget":
         """`max_rows` rows if given, else what 1 GiB (CPU) or a quarter of the device's memory holds, at most 1024."""
         text = config.get_text_config()
-        heads = text.num_attention_heads
+        heads = getattr(text, "num_attention_heads", 1)
         size = getattr(text, "head_dim", None) or text.hidden_size // heads
         heads = getattr(text, "num_key_value_heads", None) or heads
         per_token = 2 * text.num_hidden_layers * heads * size * dtype.itemsize
