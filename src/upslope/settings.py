@@ -3,8 +3,8 @@
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from upslope.errors import UsageError
 from upslope.recipe import STAGES, Part, Parts, Recipe
@@ -79,26 +79,36 @@ def _swap(held: Any, old: Part, new: Part) -> Any:
 def converted(owner: object, setting: str, value: Any) -> Any:
     """`value` as the field's annotation wants it (1 becomes 1.0 for a float); UsageError where it cannot be."""
     hint = get_type_hints(type(owner))[setting]
-    kinds = [hint] if get_origin(hint) is Literal or not get_args(hint) else list(get_args(hint))
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for kind in kinds:
-        if get_origin(kind) is Literal and value in get_args(kind):
-            return value
-        if kind is NoneType and value is None:
-            return None
-        if kind in (bool, str) and isinstance(value, kind):
-            return value
-        if kind is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(kind, type) and isinstance(value, kind) and kind not in (int, float):
-            return value
-        if get_origin(kind) is tuple and isinstance(value, list | tuple):
-            return tuple(value)
-        if kind is Ellipsis or get_origin(hint) is tuple:
-            return tuple(value) if isinstance(value, list | tuple) else value
+        found = _as(kind, value)
+        if found is not MISFIT:
+            return found
     wanted = ", ".join(
-        " or ".join(map(repr, get_args(k))) if get_origin(k) is Literal else getattr(k, "__name__", str(k))
+        " or ".join(map(repr, get_args(k)))
+        if get_origin(k) is Literal
+        else (k.__name__ if isinstance(k, type) and not get_args(k) else str(k))
         for k in kinds
     )
     raise UsageError(f"{type(owner).__name__}.{setting} takes {wanted}, not {value!r}.")
+
+
+MISFIT = object()
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """`value` as `kind`, one member of an annotation; MISFIT where it is of another kind."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any or (origin is Literal and value in inner):
+        return value
+    if kind in (int, float):
+        fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        return kind(value) if fits else MISFIT
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return MISFIT
+        each = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        items = [_as(*pair) for pair in zip(each, value, strict=False)]
+        return tuple(items) if len(each) == len(value) and MISFIT not in items else MISFIT
+    plain = origin or kind
+    return value if isinstance(plain, type) and isinstance(value, plain) else MISFIT
