@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 
+from upslope.errors import UsageError
 from upslope.rollout import Example
 from upslope.tasks.child import OUTPUT_KEPT, Output
 from upslope.tasks.judge import Judge
@@ -91,6 +92,19 @@ def test_close_ends_workers_and_an_idle_worker_that_died_is_replaced(tmp_path, r
     assert first != second
     judge.close()
     assert wait_until(lambda: not is_running(second))
+
+
+def test_a_closed_judge_says_so():
+    judge = Judge(parse_reward("exact"))
+    judge.close()
+    with pytest.raises(RuntimeError, match="the judge was closed"):
+        judge.score([Example("k", "q")], ["a"])
+
+
+def test_data_that_cannot_be_sent_is_named(reward):
+    example = Example("k", "q", {"column": lambda: 1})
+    with Judge(parse_reward(f"{reward}:f")) as judge, pytest.raises(UsageError, match="Use plain values"):
+        judge.score([example], ["quick"])
 
 
 def test_order_is_that_of_the_input_whatever_the_timing(tmp_path):

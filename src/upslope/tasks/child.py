@@ -1,6 +1,7 @@
 """One reward worker process, seen from the trainer's side: start, send, receive with a deadline, kill."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from upslope.tasks.scorers import excerpt
 from upslope.tasks.worker import HEADER
 
 OUTPUT_KEPT = 2048
+PIPE_SIZE = 1 << 20
 LINE_LIMIT = 1 << 20
 PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from upslope.tasks.worker import main; main()"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
@@ -139,5 +141,8 @@ class Child:
 def drain(stream: Any, output: Output) -> None:
     """Empty what the worker prints, so that it never blocks and never fills memory or disk."""
     with stream:
-        while data := os.read(stream.fileno(), 1 << 16):
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        while data := os.read(stream.fileno(), PIPE_SIZE):
             output.add(data)

@@ -66,7 +66,8 @@ def open_data(
         if limit is not None and limit < len(splits[split]):
             notes.append(f"{split}: the first {limit} of {counted(len(splits[split]), 'row')}")
     cut = {split: examples[: limits[split]] for split, examples in splits.items()}
-    return Task(name, cut, judge, dict(settings), notes)
+    plain = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in settings.items()}
+    return Task(name, cut, judge, plain, notes)
 
 
 def read(data: Data) -> tuple[str, list[Row]]:

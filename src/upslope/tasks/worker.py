@@ -102,9 +102,12 @@ def take_over_descriptors() -> tuple[BinaryIO, Line]:
 
 def read_frames(stream: BinaryIO, handle: Callable[[Any], None]) -> None:
     """Hand on one object per frame. The end of the stream is the end of the parent: leave at once, mid-call or not."""
-    while len(header := stream.read(HEADER.size)) == HEADER.size:
-        body = stream.read(HEADER.unpack(header)[0])
-        handle(pickle.loads(body))
+    try:
+        while len(header := stream.read(HEADER.size)) == HEADER.size:
+            handle(pickle.loads(stream.read(HEADER.unpack(header)[0])))
+    except Exception as error:
+        os.write(2, f"the data cannot be read in the reward's process: {error!r}\n".encode())
+        os._exit(1)
     os._exit(0)
 
 

@@ -64,6 +64,8 @@ class Pool:
         self.closed = False
 
     def start(self, count: int = 1) -> None:
+        if self.closed:
+            raise RuntimeError("the judge was closed")
         while len(self.workers) < min(count, self.count):
             self.workers.append(Worker(self))
             self.workers[-1].start()
@@ -184,7 +186,10 @@ class Worker(threading.Thread):
         limit = self.pool.timeout
         if self.together(job):
             limit = limit * -(-len(pending) // SAMPLES_PER_TIMEOUT) + CONCURRENCY_GRACE
-        frame = pickle.dumps((job.part, [job.samples[index] for index in pending], job.alone, job.step))
+        try:
+            frame = pickle.dumps((job.part, [job.samples[index] for index in pending], job.alone, job.step))
+        except Exception as error:
+            raise UsageError(f"the data cannot be sent to the reward's process: {error}. Use plain values.") from None
         deadline = time.monotonic() + limit
         child.send(frame, deadline)
         left = len(pending)
