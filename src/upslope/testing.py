@@ -156,7 +156,7 @@ def check_failed_rewards(recipe: Recipe, batch: Batch) -> None:
 
 
 def check_extremes(recipe: Recipe, batch: Batch) -> None:
-    """Equal rewards, a group of one, a fully masked row, ratios of 1e-4 and 1e4, rewards of 1e6: finite, or a UsageError."""
+    """Equal rewards, groups of one, a fully masked row, ratios of 1e-4 and 1e4, rewards of 1e6: finite, or a part's UsageError."""
     rows = len(batch)
     masked = batch.mask.clone()
     masked[0] = False
@@ -171,7 +171,9 @@ def check_extremes(recipe: Recipe, batch: Batch) -> None:
     }.items():
         try:
             loss, gradient = value_and_gradient(recipe, recipe.prepare(variant))
-        except UsageError:
+        except UsageError as error:
+            if "not finite" in str(error):
+                raise AssertionError(f"{recipe.name}: {case}: {error}") from None
             continue
         assert loss.isfinite(), f"{recipe.name}: {case} give a loss of {loss}"
         assert gradient.isfinite().all(), f"{recipe.name}: {case} give a gradient that is not finite"
