@@ -38,8 +38,13 @@ def imports_of(file: Path) -> set[str]:
 
 
 def test_no_circular_imports():
-    names = {".".join(("upslope", *file.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): file for file in FILES}
-    graph = {name: {other for other in imports_of(file) if other in names and other != name} for name, file in names.items()}
+    names = {
+        ".".join(("upslope", *file.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): file
+        for file in FILES
+    }
+    graph = {
+        name: {other for other in imports_of(file) if other in names and other != name} for name, file in names.items()
+    }
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
@@ -64,7 +69,9 @@ def test_nothing_is_unpickled_but_what_a_reward_worker_gets_from_its_parent():
                 assert "pickle" not in [alias.name for alias in node.names], f"{file} imports pickle"
 
 
-@pytest.mark.parametrize("statement", ["import upslope", "import upslope; upslope.list_methods(); upslope.find('grpo')"])
+@pytest.mark.parametrize(
+    "statement", ["import upslope", "import upslope; upslope.list_methods(); upslope.find('grpo')"]
+)
 def test_import_stays_light(statement):
     heavy = "torch", "transformers", "numpy", "datasets", "reasoning_gym", "rich"
     program = f"{statement}; import sys; print([name for name in {heavy} if name in sys.modules])"

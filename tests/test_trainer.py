@@ -59,7 +59,18 @@ def test_rows_have_the_promised_metrics(toy):
     rows = trained(toy, steps=2).rows
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert {"eval/pass@1", "eval/pass@1_low", "eval/pass@2", "eval/prompts"} <= rows[0].keys() & rows[2].keys()
-    wanted = {"reward", "loss", "grad_norm", "lr", "kl", "entropy", "length/mean", "groups/zero_variance", "sampler_gap/max", "time/update"}
+    wanted = {
+        "reward",
+        "loss",
+        "grad_norm",
+        "lr",
+        "kl",
+        "entropy",
+        "length/mean",
+        "groups/zero_variance",
+        "sampler_gap/max",
+        "time/update",
+    }
     assert wanted <= rows[1].keys()
     assert rows[1]["sampler_gap/max"] < 1e-4
 
@@ -83,7 +94,12 @@ def test_rows_without_advantage_are_not_computed_and_change_nothing(toy):
         return Outcome(float(text > "M"))
 
     dropped = trained(toy, "dr_grpo", task=LettersTask(half), steps=2)
-    whole = trained(toy, make("dr_grpo").replace(regularizer=make("grpo").regularizer.__class__(beta=0.0)), task=LettersTask(half), steps=2)
+    whole = trained(
+        toy,
+        make("dr_grpo").replace(regularizer=make("grpo").regularizer.__class__(beta=0.0)),
+        task=LettersTask(half),
+        steps=2,
+    )
     assert whole.rows[1]["rows/trained"] == 32
     torch.testing.assert_close(weights(dropped), weights(whole), rtol=0, atol=2e-5)
 
@@ -100,8 +116,18 @@ def test_every_reward_failing_stops_with_the_reason(toy):
     events = []
     task = LettersTask(lambda text: Outcome(None, failure="boom"))
     with (
-        Trainer("grpo", model=toy, task=task, steps=9, max_skipped=2, on_event=lambda s, e: events.append((s, e.kind)), **SMALL) as t,
-        pytest.raises(UsageError, match=r"stopped at step 2: 2 steps in a row were skipped.*every reward failed \(boom\)"),
+        Trainer(
+            "grpo",
+            model=toy,
+            task=task,
+            steps=9,
+            max_skipped=2,
+            on_event=lambda s, e: events.append((s, e.kind)),
+            **SMALL,
+        ) as t,
+        pytest.raises(
+            UsageError, match=r"stopped at step 2: 2 steps in a row were skipped.*every reward failed \(boom\)"
+        ),
     ):
         t.train()
     assert (1, "reward failed") in events
@@ -138,7 +164,13 @@ def test_dynamic_sampling_draws_until_enough_groups_differ(toy):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"method": "ppo_llm"}, {"lora": {"rank": 4}}, {"minibatches": 2, "epochs": 2}, {"method": "reinforce", "baseline": "moving_average"}],
+    [
+        {},
+        {"method": "ppo_llm"},
+        {"lora": {"rank": 4}},
+        {"minibatches": 2, "epochs": 2},
+        {"method": "reinforce", "baseline": "moving_average"},
+    ],
     ids=["grpo", "critic", "lora", "minibatches", "part state"],
 )
 def test_resumed_is_bit_identical(toy, tmp_path, settings):
@@ -146,7 +178,9 @@ def test_resumed_is_bit_identical(toy, tmp_path, settings):
 
     def run(folder, steps, resume=False):
         options = {**SMALL, "checkpoint_every": 1, "sinks": (), **settings}
-        with Trainer(method, model=toy, task=LettersTask(), out=tmp_path / folder, resume=resume, steps=steps, **options) as trainer:
+        with Trainer(
+            method, model=toy, task=LettersTask(), out=tmp_path / folder, resume=resume, steps=steps, **options
+        ) as trainer:
             return trainer.train()
 
     straight = run("a", 4)
@@ -155,7 +189,10 @@ def test_resumed_is_bit_identical(toy, tmp_path, settings):
     assert resumed.rows[0]["step"] == 3
     assert torch.equal(weights(straight), weights(resumed))
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in "ab")
-    timeless = [[{k: v for k, v in row.items() if not k.startswith(("time/", "tokens_per", "eval/"))} for row in rows] for rows in (one, two)]
+    timeless = [
+        [{k: v for k, v in row.items() if not k.startswith(("time/", "tokens_per", "eval/"))} for row in rows]
+        for rows in (one, two)
+    ]
     assert timeless[0] == timeless[1]
 
 
@@ -179,7 +216,10 @@ def test_checkpoint_is_an_ordinary_hugging_face_folder(toy, tmp_path):
         trainer.train()
     folder = tmp_path / "run" / "checkpoints" / "step-000001"
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert AutoTokenizer.from_pretrained(folder).decode(AutoTokenizer.from_pretrained(folder)("hello")["input_ids"]) == "hello"
+    assert (
+        AutoTokenizer.from_pretrained(folder).decode(AutoTokenizer.from_pretrained(folder)("hello")["input_ids"])
+        == "hello"
+    )
     assert torch.equal(torch.cat([p.detach().flatten() for p in model.parameters()]), weights(trainer))
     assert json.loads((folder / "manifest.json").read_text())
 

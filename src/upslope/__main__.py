@@ -7,6 +7,9 @@ import traceback
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command line and returns its exit status; a traceback is shown with --debug only."""
+    if arguments is None and "PYTHONHASHSEED" not in os.environ:
+        # Some tasks draw from sets: without a fixed order, the same seed would give other prompts in every process.
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONHASHSEED": "0"})
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     # Idle threads of the maths libraries sleep instead of spinning: two runs beside each other would starve otherwise.

@@ -154,14 +154,14 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
 
 
 def _fitting(examples: Sequence[Example], encode: Any, limit: int, count: int) -> list[Example]:
-    """The first `count` held-out examples whose prompt fits; named where none does."""
+    """The first `count` held-out examples whose prompt fits; none where the task has none. UsageError where none fits."""
     chosen: list[Example] = []
     for index in range(len(examples)):
         if len(chosen) == count:
             break
         if len(encode(examples[index].prompt)) <= limit:
             chosen.append(examples[index])
-    if not chosen:
+    if not chosen and len(examples):
         raise UsageError(
             f"no held-out prompt fits into the {limit} tokens that the context leaves beside max_tokens. Lower max_tokens or "
             f"shorten the prompts."

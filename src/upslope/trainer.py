@@ -122,7 +122,7 @@ class Trainer:
                     )
         return self
 
-    def evaluate(self, step: int | None = None) -> Evaluation:
+    def evaluate(self) -> Evaluation:
         """pass@k on the held-out prompts with the current weights."""
         config, parts = self.config, self.parts
         return evaluate(
@@ -155,12 +155,17 @@ class Trainer:
 
     def _train_step(self, step: int) -> dict[str, Any]:
         config, actors = self.config, self.parts.actors
+        self.parts.task.judge.step = step
         collected, self._cursor = self.collector.collect(
             self._cursor, prompts=config.prompts_per_step, sampling=self._sampling(), key=(config.seed, step)
         )
-        for event in collected.events:
+        for event in [*collected.events, *self._notes()]:
             self._log_event(step, event)
-        row: dict[str, Any] = {**collected.metrics, **{f"time/{name}": s for name, s in collected.seconds.items()}}
+        row: dict[str, Any] = {
+            **collected.metrics,
+            **self._judge_metrics(),
+            **{f"time/{name}": s for name, s in collected.seconds.items()},
+        }
         row["lr"] = actors.learner.rate()
         reasons = []
         if collected.batch is None:
@@ -188,8 +193,20 @@ class Trainer:
             )
         return row
 
+    def _notes(self) -> list[Event]:
+        """What the judge has to say: warnings of rewards, and what they printed."""
+        take = getattr(self.parts.task.judge, "take_notes", list)
+        return [Event("reward note", note) for note in take()]
+
+    def _judge_metrics(self) -> dict[str, float]:
+        """Means of what rewards logged beside the score."""
+        take = getattr(self.parts.task.judge, "take_metrics", dict)
+        return {f"rewards/{name}/mean": value for name, value in take().items()}
+
     def _evaluate(self, step: int) -> dict[str, Any]:
-        found = self.evaluate(step)
+        if not self.parts.eval_examples:
+            return {}
+        found = self.evaluate()
         self._log_samples(
             step,
             "eval",
