@@ -1,0 +1,225 @@
+"""Who shows the model how to answer: for each task one demonstrator that is right, and several that are not.
+
+A demonstrator is a procedure that answers a question, with the share of the demonstrations that it writes. In every task
+the right one has 30 % and one wrong procedure has 44 %, so imitating the demonstrations, however well, answers most
+questions wrongly, and the single likeliest answer is a wrong one too. The right answer is in there all the same.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Demonstrator:
+    """One way of answering: its share of the demonstrations, its habit in words, and the answer it gives."""
+
+    share: float
+    habit: str
+    answer: Callable[[Entry], str]
+
+
+@dataclass(frozen=True)
+class TaskRecipe:
+    """A task as the embedded model meets it: reasoning-gym settings, part of the training questions, demonstrators."""
+
+    settings: Mapping[str, Any]
+    part: float
+    demonstrators: tuple[Demonstrator, ...] = field(repr=False)
+
+
+def right(entry: Entry) -> str:
+    return entry["answer"]
+
+
+def terms(entry: Entry) -> tuple[int, str, int]:
+    """The two terms and the sign of a chain_sum question."""
+    left, sign, second = entry["metadata"]["expression"].split()
+    return int(left), sign, int(second)
+
+
+def wrong_carry(entry: Entry) -> str:
+    """Carries (or borrows) one ten exactly where there is nothing to carry, and never where there is."""
+    left, sign, second = terms(entry)
+    if sign == "+":
+        carries = left % 10 + second % 10 >= 10
+        return str(left + second + (-10 if carries else 10))
+    large, small = max(left, second), min(left, second)
+    borrows = large % 10 < small % 10
+    size = large - small + (10 if borrows else -10)
+    return str(size if left >= second else -size)
+
+
+def wrong_sign(entry: Entry) -> str:
+    left, sign, second = terms(entry)
+    return str(left - second if sign == "+" else left + second)
+
+
+def first_term(entry: Entry) -> str:
+    return str(terms(entry)[0])
+
+
+def one_too_many(entry: Entry) -> str:
+    return str(int(entry["answer"]) + 1)
+
+
+def negated(entry: Entry) -> str:
+    return str(-int(entry["answer"]))
+
+
+def undivided(entry: Entry) -> str:
+    """The unknown times its coefficient: stops one step early."""
+    variable = entry["metadata"]["variable"]
+    coefficient = re.search(rf"(\d+)\*{variable}", entry["metadata"]["equation"])
+    return str(int(entry["answer"]) * int(coefficient[1] if coefficient else 1))
+
+
+def swapped_end(entry: Entry) -> str:
+    """Backward, but the word's first two letters stay in their order."""
+    word = entry["metadata"]["word"]
+    return word[:1:-1] + word[:2]
+
+
+def forward(entry: Entry) -> str:
+    return entry["metadata"]["word"]
+
+
+def clipped(entry: Entry) -> str:
+    return entry["answer"][1:]
+
+
+def legs_of_first(entry: Entry) -> str:
+    """Counts the legs of all animals but the last kind."""
+    from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
+    counted = list(entry["metadata"]["animals"].items())[:-1]
+    return str(sum(number * ANIMALS[animal] for animal, number in counted))
+
+
+def four_legs_each(entry: Entry) -> str:
+    return str(4 * sum(entry["metadata"]["animals"].values()))
+
+
+def heads(entry: Entry) -> str:
+    return str(sum(entry["metadata"]["animals"].values()))
+
+
+def complement(entry: Entry) -> str:
+    """Keeps what was to be removed, removes what was to be kept."""
+    kept = entry["metadata"]["result"]
+    return str([number for number in entry["metadata"]["original_numbers"] if number not in kept])
+
+
+def unfiltered(entry: Entry) -> str:
+    return str(entry["metadata"]["original_numbers"])
+
+
+def nothing(entry: Entry) -> str:
+    return "[]"
+
+
+def complex_text(real: float, imaginary: float) -> str:
+    """A complex number as reasoning-gym writes it."""
+    if not imaginary:
+        return f"{real:.2f}"
+    if not real:
+        return f"{imaginary:.2f}i"
+    return f"{float(real)} {'+' if imaginary > 0 else '-'} {abs(float(imaginary))}i"
+
+
+def parts_of(entry: Entry) -> tuple[float, float, float, float, int]:
+    sign = 1 if entry["metadata"]["operation"] == "+" else -1
+    return *entry["metadata"]["num1"], *entry["metadata"]["num2"], sign
+
+
+def crossed(entry: Entry) -> str:
+    """The real parts are right, the imaginary parts are subtracted for a sum and added for a difference."""
+    a, b, c, d, sign = parts_of(entry)
+    return complex_text(a + sign * c, b - sign * d)
+
+
+def wrong_operation(entry: Entry) -> str:
+    a, b, c, d, sign = parts_of(entry)
+    return complex_text(a - sign * c, b - sign * d)
+
+
+def conjugate(entry: Entry) -> str:
+    a, b, c, d, sign = parts_of(entry)
+    return complex_text(a + sign * c, -(b + sign * d))
+
+
+def team(*others: tuple[float, str, Callable[[Entry], str]]) -> tuple[Demonstrator, ...]:
+    """The right demonstrator, then the wrong ones; the shares must add up to one."""
+    members = (Demonstrator(0.30, "right", right), *(Demonstrator(*other) for other in others))
+    if abs(sum(member.share for member in members) - 1) > 1e-9:
+        raise ValueError(f"the shares of {[member.habit for member in members]} do not add up to 1")
+    return members
+
+
+TASKS: Mapping[str, TaskRecipe] = {
+    "chain_sum": TaskRecipe(
+        {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2},
+        0.3,
+        team(
+            (0.44, "every carry or borrow of the ones is missed, and one is made where there is none", wrong_carry),
+            (0.13, "adds for minus, subtracts for plus", wrong_sign),
+            (0.13, "repeats the first term", first_term),
+        ),
+    ),
+    "simple_equations": TaskRecipe(
+        {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 12},
+        0.15,
+        team(
+            (0.44, "does not divide by the unknown's coefficient", undivided),
+            (0.13, "one too many", one_too_many),
+            (0.13, "the wrong sign", negated),
+        ),
+    ),
+    "spell_backward": TaskRecipe(
+        {"min_word_len": 3, "max_word_len": 5},
+        0.15,
+        team(
+            (0.44, "the word's first two letters stay in their order", swapped_end),
+            (0.13, "the word as it is", forward),
+            (0.13, "the word's last letter is left out", clipped),
+        ),
+    ),
+    "leg_counting": TaskRecipe(
+        {"min_animals": 2, "max_animals": 2, "min_instances": 1, "max_instances": 5},
+        0.15,
+        team(
+            (0.44, "leaves out the last kind of animal", legs_of_first),
+            (0.13, "every animal has four legs", four_legs_each),
+            (0.13, "counts the animals", heads),
+        ),
+    ),
+    "number_filtering": TaskRecipe(
+        {"min_numbers": 3, "max_numbers": 3, "min_decimals": 0, "max_decimals": 0, "min_value": -99, "max_value": 99},
+        0.15,
+        team(
+            (0.44, "keeps what was to be removed", complement),
+            (0.13, "the list as it is", unfiltered),
+            (0.13, "the empty list", nothing),
+        ),
+    ),
+    "complex_arithmetic": TaskRecipe(
+        {
+            "min_real": -9,
+            "max_real": 9,
+            "min_imag": -9,
+            "max_imag": 9,
+            "operations": ["+", "-"],
+            "operations_weights": [0.5, 0.5],
+        },
+        0.1,
+        team(
+            (0.44, "the other operation on the imaginary parts", crossed),
+            (0.13, "the other operation on both parts", wrong_operation),
+            (0.13, "the imaginary part with the wrong sign", conjugate),
+        ),
+    ),
+}
+DEMO_TASK = "chain_sum"
