@@ -22,6 +22,13 @@ def test_seeds_belong_together_and_settings_set_apart(tmp_path, make_run):
     assert varying_settings(found) == ["method", "optimizer.lr"]
 
 
+def test_what_leaves_the_training_alone_sets_nothing_apart(tmp_path, make_run):
+    found = runs(tmp_path, make_run, {"threads": 1}, {"threads": 2, "sinks": []}, {"eval": {"temperature": 0.5}})
+    assert {name: len(group) for name, group in group_runs(found).items()} == {
+        "grpo, eval.temperature=unset": 2, "grpo, eval.temperature=0.5": 1
+    }  # fmt: skip
+
+
 def test_the_line_is_the_mean_over_seeds_inside_its_interval(tmp_path, make_run):
     found = runs(tmp_path, make_run, {"seed": 0}, {"seed": 1}, {"seed": 2})
     line = group_line(found, "reward", "grpo", 0)

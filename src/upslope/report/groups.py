@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from upslope.config import FREE_ON_RESUME
 from upslope.report.chart import Line
 from upslope.report.read import Run
 from upslope.report.scale import smooth, smoothing_width
 from upslope.report.text import cut
-from upslope.runs.config import FREE_SETTINGS, is_free
 from upslope.runs.statistics import Interval, bootstrap
 
 CURVE_POINTS = 100  # points of a curve with a bootstrap interval each
@@ -53,11 +53,11 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def varying_settings(runs: Sequence[Run]) -> list[str]:
     """Names of the settings in which the runs differ, without seeds and what leaves the training alone."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
-    free = FREE_SETTINGS - {"steps"}
+    free = FREE_ON_RESUME - {"steps"}
     return [
         name
         for name in names
-        if not is_free(name, free)
+        if name not in free
         and name.split(".")[-1] != "seed"
         and len({repr(run.settings.get(name)) for run in runs}) > 1
     ]
