@@ -11,7 +11,7 @@ from upslope.parts.surrogate import ClippedRatio, ClippedSequenceRatio, PolicyGr
 
 
 def loss_and_gradient(part, ratio, advantage):
-    logp = torch.tensor([np.log(ratio)], dtype=torch.float64, requires_grad=True)
+    logp = torch.tensor(np.log([ratio]), dtype=torch.float64, requires_grad=True)
     batch = Batch(logp=logp, old_logp=torch.zeros_like(logp), advantage=torch.tensor([advantage]).expand_as(logp))
     loss = part(batch).sum()
     return loss.item(), torch.autograd.grad(loss, logp)[0].squeeze().tolist()
