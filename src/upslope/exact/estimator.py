@@ -15,7 +15,8 @@ from upslope.recipe import Recipe
 if TYPE_CHECKING:
     from upslope.exact.lab import ExactLab
 
-PACKED_LIMIT, LIMIT = 2_000_000, 20_000
+PACKED_ROWS = 8_000_000  # enumerated by default where batches pack: minutes at most
+ALONE_BATCHES = 20_000  # and where they do not
 CHUNK_ROWS = 1 << 16
 TOLERANCE = 1e-9
 
@@ -117,12 +118,12 @@ class Estimator:
         self.columns = self._sequence_columns()
         generator = torch.Generator().manual_seed(seed)
         # Whether batches pack is seen on a few first, rare sequences included: it decides how many can be afforded.
-        trial = torch.randint(len(self.lab.words), (64, *self.shape), generator=generator)
-        self._check_order(trial[:32], generator)
+        trial = torch.randint(len(self.lab.words), (24, *self.shape), generator=generator)
+        self._check_order(trial[:8], generator)
         for _ in self._gradients(trial):
             pass
-        allowed = limit if limit is not None else PACKED_LIMIT if self.packs else LIMIT
-        exact = self._count() <= allowed
+        default = PACKED_ROWS // (self.shape[0] * self.shape[1]) if self.packs else ALONE_BATCHES
+        exact = self._count() <= (default if limit is None else limit)
         units, weights, kept = self._all() if exact else self._draw(samples, generator)
         first, second = torch.zeros_like(truth), torch.zeros_like(truth)
         for index, gradients in self._gradients(units):
