@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import VOCABULARY, rollouts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upslope.errors import UsageError
 from upslope.policies.language import LanguagePolicy, packing_gap
+
+from .models import VOCABULARY, rollouts_of
 
 ARCHITECTURES = ["Llama", "Qwen2", "Qwen3", "GPTNeoX", "Gemma", "Mistral", "GPT2", "Mixtral", "Cohere", "OPT"]
 ALL = frozenset({"logp", "entropy", "log_distribution", "top_logp", "top_ids", "hidden"})
@@ -44,6 +45,18 @@ def check_equal(one, other, rollouts, needs=frozenset({"logp", "entropy"}), temp
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_trees_equal_padded_rows(architecture, make_model, make_rollouts):
     check_equal(*both(make_model(architecture)), make_rollouts(), temperature=0.7)
+
+
+@pytest.mark.parametrize("attention", ["segments", "mask"])
+def test_both_back_ends_on_cpu(attention, llama, make_rollouts):
+    policy = LanguagePolicy(llama, None, packing="tree", attention=attention)
+    check_equal(policy, LanguagePolicy(llama, None, packing="padded"), make_rollouts())
+
+
+def test_bit_identical_when_repeated(llama, make_rollouts):
+    policy, rollouts = LanguagePolicy(llama, None), make_rollouts()
+    once, again = (gradient(policy, [policy.score(rollouts)["logp"]]) for _ in range(2))
+    assert torch.equal(once, again)
 
 
 def test_every_column_equals_that_of_padded_rows(llama, make_rollouts):
@@ -129,8 +142,12 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(llama, make_rollouts)
 
 def test_without_gradient(llama, make_rollouts):
     policy = LanguagePolicy(llama, None)
-    with torch.no_grad():
-        assert not policy.score(make_rollouts())["logp"].requires_grad
+    expected = policy.score(make_rollouts())["logp"].detach()
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            logp = policy.score(make_rollouts())["logp"]
+            assert not logp.requires_grad
+            assert torch.equal(logp, expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, VOCABULARY, 1000])
@@ -295,6 +312,7 @@ def test_state_dict_round_trip(make_model, make_rollouts):
         (lambda p, r: p.plan(r, tokens_per_pass=0), "tokens_per_pass is 0"),
         (lambda p, r: LanguagePolicy(p.model, None, vocab_chunk=0), "vocab_chunk is 0"),
         (lambda p, r: LanguagePolicy(p.model, None, attention="flex"), "does not run on cpu"),
+        (lambda p, r: LanguagePolicy(p.model.model, None), "LlamaModel has no output layer"),
         (lambda p, r: p.score(rollouts_of([[3], []], [(0, [4]), (1, [5])])), "prompt 1 is empty"),
         (
             lambda p, r: p.score(rollouts_of([[3], [4] * 90], [(0, [4]), (1, [5] * 7)])),

@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import rollouts_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upslope.policies.plans import plan
+
+from .models import rollouts_of
 
 PACKING = st.sampled_from(["tree", "padded"])
 PROMPTS = st.lists(st.integers(1, 30), min_size=1, max_size=6)
@@ -28,6 +29,7 @@ def cost(rollouts, rows, packing):
     return sum(len(rollouts.prompts[p]) for p in rollouts.prompt[rows].unique()) + int(rollouts.length[rows].sum())
 
 
+@settings(deadline=None)
 @given(rollouts(), st.integers(1, 200), st.booleans(), PACKING)
 def test_a_partition_within_the_budget(rollouts, budget, keep_groups, packing):
     batches = plan(rollouts, tokens_per_pass=budget, keep_groups=keep_groups, packing=packing)
@@ -37,6 +39,7 @@ def test_a_partition_within_the_budget(rollouts, budget, keep_groups, packing):
         assert one_unit or cost(rollouts, rows, packing) <= budget
 
 
+@settings(deadline=None)
 @given(rollouts(), st.integers(1, 200), PACKING)
 def test_groups_stay_whole_when_asked(rollouts, budget, packing):
     batches = plan(rollouts, tokens_per_pass=budget, keep_groups=True, packing=packing)
@@ -44,6 +47,7 @@ def test_groups_stay_whole_when_asked(rollouts, budget, packing):
         assert sum(bool((rollouts.prompt[rows] == prompt).any()) for rows in batches) == 1
 
 
+@settings(deadline=None)
 @given(rollouts(), st.integers(1, 200))
 def test_a_prompt_is_only_split_if_it_must_be(rollouts, budget):
     batches = plan(rollouts, tokens_per_pass=budget)
@@ -53,6 +57,7 @@ def test_a_prompt_is_only_split_if_it_must_be(rollouts, budget):
             assert sum(bool((rollouts.prompt[batch] == prompt).any()) for batch in batches) == 1
 
 
+@settings(deadline=None)
 @given(rollouts(), st.integers(1, 200), PACKING)
 def test_deterministic(rollouts, budget, packing):
     once, again = (plan(rollouts, tokens_per_pass=budget, packing=packing) for _ in range(2))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upslope.policies.attention import sees
@@ -21,6 +21,7 @@ def packed(rows, min_saving=1):
     return pack(tokens, length, min_saving)
 
 
+@settings(deadline=None)
 @given(SEQUENCES, SAVINGS)
 def test_every_sequence_is_in_the_forest(rows, min_saving):
     trees = packed(rows, min_saving)
@@ -30,6 +31,7 @@ def test_every_sequence_is_in_the_forest(rows, min_saving):
         np.testing.assert_array_equal(trees.position[path], np.arange(len(row)))
 
 
+@settings(deadline=None)
 @given(SEQUENCES, SAVINGS)
 def test_a_token_sees_its_ancestors_only(rows, min_saving):
     trees = packed(rows, min_saving)
@@ -41,12 +43,14 @@ def test_a_token_sees_its_ancestors_only(rows, min_saving):
         assert mask[np.ix_(path, path)].sum() == len(row) * (len(row) + 1) // 2
 
 
+@settings(deadline=None)
 @given(SEQUENCES)
 def test_each_distinct_prefix_once(rows):
     prefixes = {tuple(row[: n + 1]) for row in rows for n in range(len(row))}
     assert packed(rows).size == len(prefixes)
 
 
+@settings(deadline=None)
 @given(SEQUENCES, SAVINGS)
 def test_segments_tile_the_forest_in_depth_first_order(rows, min_saving):
     trees = packed(rows, min_saving)
@@ -59,6 +63,7 @@ def test_segments_tile_the_forest_in_depth_first_order(rows, min_saving):
         assert len(trees.roots) - 1 == len({row[0] for row in rows})
 
 
+@settings(deadline=None)
 @given(SEQUENCES, st.randoms())
 def test_row_order_does_not_matter(rows, random):
     shuffled = random.sample(rows, len(rows))

@@ -1,6 +1,7 @@
 """Low-rank adapters through peft."""
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,7 +53,9 @@ def add_adapters(model: Any, settings: LoraSettings) -> Any:
         task_type=TaskType.CAUSAL_LM,
     )
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft still uses names that transformers renames
+            return get_peft_model(model, config)
     except ValueError as error:
         raise UsageError(f"LoRA cannot adapt {settings.targets} of {model.config.model_type}: {error}") from error
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from upslope.errors import UsageError
 from upslope.policies import checkpointing, loading
 from upslope.policies.attention import Backend
 from upslope.policies.heads import only_states
@@ -43,6 +44,9 @@ class Network:
         gradient_checkpointing: bool = False,
     ) -> "Network":
         model.eval()
+        if model.get_output_embeddings() is None:
+            kind = type(model).__name__
+            raise UsageError(f"{kind} has no output layer over a vocabulary: load it as a causal language model.")
         embedded = model.get_input_embeddings().weight.shape[0]
         return cls(
             model,
