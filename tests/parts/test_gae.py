@@ -1,7 +1,6 @@
 """GAE and the return-to-go: the card's numbers, the definition as a double sum, and tokens that the policy did not write."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +34,9 @@ def test_card_numbers():
 @given(ROW, UNIT, UNIT)
 def test_equals_the_definition_on_the_written_tokens(row, gamma, lam):
     reward, value, mask = (np.array(column) for column in zip(*row, strict=True))
-    arrays = (torch.tensor(column).unsqueeze(0) for column in (np.where(mask, reward, 0.0), np.where(mask, value, 5.0), mask))
+    arrays = (
+        torch.tensor(column).unsqueeze(0) for column in (np.where(mask, reward, 0.0), np.where(mask, value, 5.0), mask)
+    )
     found = gae(*arrays, gamma, lam)[0].numpy()
     np.testing.assert_allclose(found[mask], by_definition(reward[mask], value[mask], gamma, lam), atol=1e-12)
     assert not found[~mask].any()

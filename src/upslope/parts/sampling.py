@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from upslope.batch import Batch
+from upslope.errors import UsageError
 from upslope.recipe import Part
 
 
@@ -16,6 +17,12 @@ class Sample(Part):
 
     group_size: int = 8
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1:
+            raise UsageError(f"Sample.group_size is {self.group_size}; it must be at least 1.")
+        if not 0 <= self.temperature < float("inf"):
+            raise UsageError(f"Sample.temperature is {self.temperature}; it must be at least 0 (greedy), e.g. 1.")
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,11 @@ class Update(Part):
 
     minibatches: int = 1
     epochs: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("minibatches", "epochs"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"Update.{name} is {getattr(self, name)}; it must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,10 @@ class DynamicSampling(Part):
     """
 
     max_rounds: int = 10
+
+    def __post_init__(self) -> None:
+        if self.max_rounds < 1:
+            raise UsageError(f"DynamicSampling.max_rounds is {self.max_rounds}; it must be at least 1.")
 
     def keep(self, batch: Batch) -> Tensor:
         """Groups with at least two different valid rewards, or of size one, [G] bool."""

@@ -9,7 +9,8 @@ Differs from reinforce:  k1 in the reward; the batch's whitening in place of a b
 Limits:  rewards mapped by a positive affine function give the same A (beta = 0). One completion per prompt is enough.
 Expects:  a batch large enough for its statistics; one token in all gives A = 0.
 Source:  Hu et al. 2025 (arXiv:2501.03262), algorithm 1; whitening as in verl and OpenRLHF.
-Deviations:  statistics are over tokens, so long completions weigh more, as in both code bases.
+Deviations:  statistics are over tokens, so long completions weigh more, as in both code bases. Tool text is stepped over, while
+    verl (018f23b) starts the return anew there, so that turns before a tool's answer earn nothing.
 Not this:  reinforce_pp_baseline, which takes the prompt's mean off first.
 """
 
