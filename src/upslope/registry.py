@@ -169,7 +169,7 @@ def list_methods(query: str = "", *, family: str | None = None) -> list[str]:
 
 def find(name: str) -> Method:
     """The method of this name (a preset's `name@system`, or a path to a method's file). UsageError names near misses."""
-    base, _, system = name.partition("@")
+    base, system = _split(name)
     files = _files()
     if base.endswith(".py"):
         found = read_method(Path(base).resolve())
@@ -185,6 +185,12 @@ def find(name: str) -> Method:
         there = ", ".join(f"{found.name}@{s}" for s in found.presets) or "none"
         raise UsageError(f"'{found.name}' has no preset '@{system}'. Presets: {there}.")
     return found
+
+
+def _split(name: str) -> tuple[str, str]:
+    """("grpo", "trl") of "grpo@trl"; an @ in a folder's name is no preset."""
+    match = re.fullmatch(r"(.+?)@(\w+)", name)
+    return (match[1], match[2]) if match else (name, "")
 
 
 def make(name: str, **settings: Any) -> "Recipe":
@@ -203,7 +209,7 @@ def make(name: str, **settings: Any) -> "Recipe":
 
 def _build(name: str) -> "Recipe":
     found = find(name)
-    system = name.partition("@")[2]
+    system = _split(name)[1]
     module = _import(found)
     return getattr(module, found.presets[system][0] if system else found.function)()
 

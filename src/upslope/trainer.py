@@ -98,6 +98,8 @@ class Trainer:
         config, last = self.config, self.config.steps
         with GracefulStop() as stop:
             if self.step < 0:
+                for message in without_effect(self.parts.recipe, self.parts.max_tokens):
+                    self._log_event(0, Event("setting without effect", message))
                 self._finish_step(0, self._evaluate(0))
                 self._save()
             while self.step < last and not stop.requested:
@@ -296,6 +298,15 @@ class Trainer:
         self._skips, self._seconds, self._events = state["skips"], state["seconds"], state["events"]
         self.step = step
         set_rng_state(state["rng"])
+
+
+def without_effect(recipe: Recipe, max_tokens: int) -> list[str]:
+    """Settings of length that no completion of `max_tokens` can reach, with what to do."""
+    return [
+        f"{stage}.max_length={length} is beyond max_tokens={max_tokens}, so {type(part).__name__} never acts. Set it to {max_tokens}"
+        for stage, part in recipe.stages()
+        if isinstance(length := getattr(part, "max_length", None), int) and length > max_tokens
+    ]
 
 
 def _why_empty(events: list[Event], row: Mapping[str, Any]) -> str:
