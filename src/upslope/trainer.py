@@ -303,7 +303,7 @@ class Trainer:
 def without_effect(recipe: Recipe, max_tokens: int) -> list[str]:
     """Settings of length that no completion of `max_tokens` can reach, with what to do."""
     return [
-        f"{stage}.max_length={length} is beyond max_tokens={max_tokens}, so {type(part).__name__} never acts. Set it to {max_tokens}"
+        f"{stage}.max_length={length} is beyond max_tokens={max_tokens}, so it never acts. Set it to {max_tokens}"
         for stage, part in recipe.stages()
         if isinstance(length := getattr(part, "max_length", None), int) and length > max_tokens
     ]
