@@ -188,7 +188,7 @@ class ExactLab:
         multiplicity: C(S + G - 1, G) of them for one group (S = 81: 3,321 for G = 2, 1.9 million for G = 4). Above `limit`
         batches (default: 8 million rows in all, or 20,000 batches of a recipe with statistics over the batch, which are evaluated
         one by one), `samples` batches are drawn instead and `standard_error` says how well the mean is known. On one core a
-        million batches of 4 take about 12 s, a thousand one by one 2 s.
+        million batches of 4 take about 6 s, a thousand one by one 2 s.
 
         recipe     a method's name or a Recipe, from its first state; its rollout, update and critic are the trainer's and not read
         theta      where the gradient is taken, default `lab.theta`
