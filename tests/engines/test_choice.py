@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from upslope.engines.choice import choose_decoder, gaps
-from upslope.engines.decoders import CacheDecoder, SharedPrefixDecoder, _prefill_passes
+from upslope.engines.decoders import PREFILL_TOKENS, CacheDecoder, SharedPrefixDecoder, _prefill_passes
 from upslope.engines.llama import MODEL_TYPES
 from upslope.errors import UsageError
 
@@ -86,5 +86,8 @@ def test_prefill_passes_stay_in_budget():
     prompts = [[1] * length for length in (3000, 10, 2000, 9000, 700, 20, 1500)]
     passes = _prefill_passes(prompts)
     assert sorted(index for members in passes for index in members) == list(range(7))
-    assert all(len(members) * max(len(prompts[i]) for i in members) <= 4096 or len(members) == 1 for members in passes)
-    assert len(passes) == 4
+    assert all(
+        len(members) * max(len(prompts[i]) for i in members) <= PREFILL_TOKENS or len(members) == 1
+        for members in passes
+    )
+    assert len(passes) == 6

@@ -23,7 +23,7 @@ from upslope.policies.heads import only_states
 from upslope.policies.packing import attention_configs
 
 KeysValues = tuple[Tensor, Tensor]
-PREFILL_TOKENS = 4096  # per forward pass over prompts, padding included: bounds the memory of the activations
+PREFILL_TOKENS = 2048  # per forward pass over prompts, padding included: bounds the memory of the activations
 
 
 class Decoder(Protocol):

@@ -211,16 +211,16 @@ def attend(cache: PrefixCache, index: int, query: Tensor, key: Tensor, value: Te
     shape = (groups.prompts, groups.width, heads, repeats)
     query = query.reshape(rows, heads, repeats, size) * scaling
 
+    # Scores stay in the prompts' layout, where they are large; only what concerns the rows' own tokens changes layout.
     to_prompt = _by_prompt(query, groups, shape) @ layer.prefix_keys.transpose(2, 3)
     if bias is not None:
         to_prompt += bias
-    to_prompt = _by_row(to_prompt, groups, shape)
-    weights = torch.cat([to_prompt, query @ key.transpose(2, 3)], dim=-1).softmax(-1, dtype=torch.float32)
-    weights = weights.to(value.dtype)
+    to_own = _by_prompt(query @ key.transpose(2, 3), groups, shape)
+    weights = torch.cat([to_prompt, to_own], dim=-1).softmax(-1, dtype=torch.float32).to(value.dtype)
 
     length = to_prompt.shape[-1]
-    shared = _by_prompt(weights[..., :length], groups, shape) @ layer.prefix_values
-    output = weights[..., length:] @ value + _by_row(shared, groups, shape)
+    shared = weights[..., :length] @ layer.prefix_values
+    output = _by_row(weights[..., length:], groups, shape) @ value + _by_row(shared, groups, shape)
     return output.reshape(rows, -1)
 
 
@@ -233,8 +233,7 @@ def _by_prompt(x: Tensor, groups: Groups, shape: tuple[int, int, int, int]) -> T
 
 def _by_row(x: Tensor, groups: Groups, shape: tuple[int, int, int, int]) -> Tensor:
     """The way back, [P, H, W * q, n] to [r, H, q, n]."""
-    prompts, width, heads, repeats = shape
-    x = x.view(prompts, heads, width, repeats, -1).transpose(1, 2).flatten(0, 1)
+    x = x.unflatten(2, (shape[1], shape[3])).transpose(1, 2).flatten(0, 1)
     return x if groups.slot is None else x[groups.slot]
 
 
