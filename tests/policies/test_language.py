@@ -229,6 +229,7 @@ def test_a_failing_pass_leaves_the_model_as_it_was(llama, make_rollouts):
         ("Mistral", {"sliding_window": 4}, "slides over a window of 4 tokens"),
         ("Gemma3Text", {"head_dim": 8, "sliding_window": 4}, "layers of type sliding_attention"),
         ("Bloom", {"n_head": 4, "n_layer": 2}, "attention interface"),
+        ("GptOss", {"layer_types": ["full_attention"] * 2, "head_dim": 8}, "its attention asks for s_aux"),
         ("Falcon", {"alibi": True, "new_decoder_architecture": False}, "position biases"),
     ],
 )

@@ -145,3 +145,10 @@ def test_encoder_decoders_are_refused(tmp_path):
 def test_context_length_of_models_without_one(make_model):
     assert context_length(make_model("GPT2").config) == 96
     assert context_length(make_model("Mamba", max_position_embeddings=None).config) == UNLIMITED
+
+
+def test_the_embedded_model(make_rollouts):
+    policy = LanguagePolicy.load("tiny")
+    assert policy.packing == "tree"
+    assert policy.decode(policy.encode("12+3")) == "12+3"
+    assert torch.isfinite(policy.score(make_rollouts())["logp"]).all()
