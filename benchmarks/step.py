@@ -4,6 +4,7 @@ Prints one JSON line: seconds of each step after the first, and peak memory abov
 Both systems get the same model, prompts, group size, number of new tokens, optimizer and reward, and one update per step.
 """
 
+import itertools
 import json
 import resource
 import sys
@@ -17,7 +18,7 @@ PROMPTS, NEW_TOKENS, STEPS, VOCABULARY = 8, 32, 4, 1024
 
 
 def tiny_llama():
-    """1.05M parameters: four layers of width 128."""
+    """1M parameters: four layers of width 128."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -38,7 +39,9 @@ def word_tokenizer():
     words = {"<pad>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, VOCABULARY)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+    )
 
 
 def prompts_of(length: int, count: int) -> list[str]:
@@ -81,9 +84,11 @@ def run_upslope(length: int, group: int) -> tuple[float, list[float]]:
     settings = {"group_size": group, "prompts_per_step": PROMPTS, "max_tokens": NEW_TOKENS, "optimizer": {"lr": 1e-4}}
     evaluation = {"every": 0, "prompts": 1, "samples": 1}
     trainer = Trainer("grpo@trl", model=policy, task=Task(), steps=STEPS + 1, eval=evaluation, **settings)
-    trainer._on_row = lambda step, row: stamps.append(stamps[-1] + row.get("time/total", 0.0) - row.get("time/eval", 0.0))
+    trainer._on_row = lambda step, row: stamps.append(
+        stamps[-1] + row.get("time/total", 0.0) - row.get("time/eval", 0.0)
+    )
     trainer.train()
-    return start, [b - a for a, b in zip(stamps[2:], stamps[3:], strict=False)]
+    return start, [b - a for a, b in itertools.pairwise(stamps[2:])]
 
 
 def run_trl(length: int, group: int) -> tuple[float, list[float]]:
@@ -118,7 +123,7 @@ def run_trl(length: int, group: int) -> tuple[float, list[float]]:
             callbacks=[Clock()],
         )
         trainer.train()
-    return start, [b - a for a, b in zip(stamps[1:], stamps[2:], strict=False)]
+    return start, [b - a for a, b in itertools.pairwise(stamps[1:])]
 
 
 def peak() -> float:
