@@ -10,6 +10,10 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None and "PYTHONHASHSEED" not in os.environ:
         # Some tasks draw from sets: without a fixed order, the same seed would give other prompts in every process.
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONHASHSEED": "0"})
+    if arguments is None and "UPSLOPE_PARENT" in os.environ:
+        from upslope.parent import PARENT, die_with_parent
+
+        die_with_parent(int(os.environ.pop(PARENT)))
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     # Idle threads of the maths libraries sleep instead of spinning: two runs beside each other would starve otherwise.
@@ -24,15 +28,19 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         message, status = str(error), 2
     except KeyboardInterrupt:
-        message, status = "interrupted.", 130
+        message, status = "interrupted. A run goes on from its last checkpoint with --resume.", 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        message, status = f"{type(error).__name__}: {error}. Run again with --debug for the traceback.", 1
+        from upslope.runs.files import RunError
+
+        message, status = str(error), 1
+        if not isinstance(error, RunError):  # whose message says it all
+            message = f"{type(error).__name__}: {message.rstrip('.')}. Run again with --debug for the traceback."
     if debug:
         traceback.print_exc()
-    print(f"upslope: {message}", file=sys.stderr)
+    print(f"upslope: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 

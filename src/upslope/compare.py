@@ -5,16 +5,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from upslope.config import FREE_ON_RESUME, Config
 from upslope.errors import UsageError
+from upslope.parent import PARENT
+from upslope.runs.config import changed_settings, is_free, read_config
 from upslope.runs.files import write_atomic
 from upslope.runs.metrics import read_metrics
+from upslope.runs.signals import GracefulStop
 from upslope.runs.statistics import Interval, bootstrap, interquartile_mean, paired_difference
 
 METRIC = "eval/pass@1"
@@ -52,34 +56,62 @@ def plan_jobs(entries: Sequence[str], seeds: int, out: Path) -> list[Job]:
     return jobs
 
 
-def run_jobs(jobs: Sequence[Job], options: Sequence[str], *, parallel: int, threads: int, say: Any) -> list[Job]:
-    """Runs what is not finished yet, each in its own process; returns the jobs that failed."""
-    waiting = [job for job in jobs if not finished(job.folder)]
+def check_jobs(jobs: Sequence[Job], config_of: Callable[[Job], Config]) -> None:
+    """Raises UsageError where a run is there already that was started with other settings than `config_of` wants now."""
+    for job in jobs:
+        if not (job.folder / "config.yaml").exists():
+            continue
+        wanted = config_of(job).to_dict()
+        changes = changed_settings(read_config(job.folder / "config.yaml"), wanted)
+        if "steps" in changes and changes["steps"][0] < wanted["steps"]:
+            del changes["steps"]
+        fixed = [name for name in changes if not is_free(name, FREE_ON_RESUME - {"steps"})]
+        if fixed:
+            listed = "; ".join(f"{name} was {changes[name][0]!r}, now {changes[name][1]!r}" for name in fixed)
+            raise UsageError(f"compare: {job.folder} is of other settings: {listed}. Choose another --out.")
+
+
+def run_jobs(
+    jobs: Sequence[Job], options: Sequence[str], *, steps: int, parallel: int, threads: int, say: Any
+) -> list[Job]:
+    """Runs what has not trained `steps` steps yet, each in its own process; returns the jobs that failed.
+
+    SIGINT and SIGTERM have every run finish its step and save; then this returns. Raises UsageError where a run says that
+    its settings are wrong.
+    """
+    waiting = [job for job in jobs if not finished(job.folder, steps)]
     if len(waiting) < len(jobs):
         say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already.")
     running: list[tuple[Job, subprocess.Popen]] = []
     failed: list[Job] = []
     done = len(jobs) - len(waiting)
     try:
-        while waiting or running:
-            while waiting and len(running) < parallel:
-                job = waiting.pop(0)
-                running.append((job, _start(job, options, threads)))
-            time.sleep(0.1)
-            for job, process in [pair for pair in running if pair[1].poll() is not None]:
-                running.remove((job, process))
-                done += 1
-                if process.returncode:
-                    failed.append(job)
-                    say(f"{done}/{len(jobs)}  {job.label} seed {job.seed} failed: {_last_line(job.folder)}")
-                else:
-                    say(f"{done}/{len(jobs)}  {job.label} seed {job.seed}: {METRIC} {final(job.folder, METRIC):.3f}")
+        with GracefulStop() as stop:
+            while (waiting or running) and not stop.requested:
+                while waiting and len(running) < parallel:
+                    job = waiting.pop(0)
+                    running.append((job, _start(job, options, threads)))
+                time.sleep(0.1)
+                for job, process in [pair for pair in running if pair[1].poll() is not None]:
+                    running.remove((job, process))
+                    done += 1
+                    say(f"{done}/{len(jobs)}  {_outcome(job, process.returncode)}")
+                    if process.returncode:
+                        failed.append(job)
     finally:
         for _, process in running:
             process.terminate()
         for _, process in running:
             process.wait()
     return failed
+
+
+def _outcome(job: Job, status: int) -> str:
+    """What became of a run, in a line. Raises UsageError where its usage was wrong: the other runs would say the same."""
+    who = f"{job.label} seed {job.seed}"
+    if status == 2:
+        raise UsageError(f"{who}: {_last_line(job.folder)}")
+    return f"{who} failed: {_last_line(job.folder)}" if status else f"{who}: {METRIC} {final(job.folder, METRIC):.3f}"
 
 
 def _start(job: Job, options: Sequence[str], threads: int) -> subprocess.Popen:
@@ -99,18 +131,24 @@ def _start(job: Job, options: Sequence[str], threads: int) -> subprocess.Popen:
     command += ["--resume"] if (job.folder / "config.yaml").exists() else []
     for override in (f"threads={threads}", *job.overrides):
         command += ["--set", override]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())}
     with open(job.folder / "log.txt", "ab") as log:
         return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which asks each run once to save and end
         )
 
 
-def finished(folder: Path) -> bool:
-    """Whether the run in this folder has trained all its steps."""
+def finished(folder: Path, steps: int) -> bool:
+    """Whether the run in this folder has trained `steps` steps."""
     try:
-        return json.loads((folder / "status.json").read_text())["state"] == "finished"
-    except (OSError, ValueError, KeyError):
+        state = json.loads((folder / "status.json").read_text())["state"]
+        return state == "finished" and int(read_config(folder / "config.yaml")["steps"]) >= steps
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -134,7 +172,7 @@ def area(folder: Path, metric: str) -> float:
 def summarize(jobs: Sequence[Job], out: Path, task: str, steps: int) -> dict[str, Any]:
     """results.json: interquartile means over seeds with bootstrap intervals, and paired differences from the first entry."""
     labels = list(dict.fromkeys(job.label for job in jobs))
-    usable = [job for job in jobs if finished(job.folder)]
+    usable = [job for job in jobs if finished(job.folder, steps)]
     methods: dict[str, Any] = {}
     finals: dict[str, dict[int, float]] = {}
     for label in labels:
@@ -167,4 +205,4 @@ def _interval(found: Interval, name: str) -> dict[str, float]:
 
 def _last_line(folder: Path) -> str:
     lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no output"
+    return lines[-1].removeprefix("upslope: ") if lines else "no output"

@@ -12,6 +12,11 @@ import yaml
 from upslope.errors import UsageError
 from upslope.settings import converted
 
+LEAST = {
+    "steps": 0, "seed": 0, "prompts_per_step": 1, "max_tokens": 1, "top_k": 0, "tokens_per_pass": 1, "max_skipped": 1,
+    "checkpoint_every": 0, "keep_checkpoints": 1, "reward_workers": 1, "vocab_chunk": 1, "threads": 1,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -28,6 +33,13 @@ class OptimizerConfig:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     grad_clip: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_least(self, "optimizer.", {"lr": 0, "critic_lr": 0, "weight_decay": 0, "warmup": 0})
+        if not self.grad_clip > 0:
+            raise UsageError(f"optimizer.grad_clip is {self.grad_clip}; it must be above 0, .inf for no clipping.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"optimizer.betas is {list(self.betas)}; both must be in [0, 1), e.g. [0.9, 0.999].")
+
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -42,6 +54,9 @@ class EvalConfig:
     temperature: float = 1.0
     solved_at: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_least(self, "eval.", {"every": 0, "prompts": 0, "samples": 1, "temperature": 0})
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -49,6 +64,9 @@ class LoraConfig:
 
     rank: int = 0
     alpha: float = 32.0
+
+    def __post_init__(self) -> None:
+        _check_least(self, "lora.", {"rank": 0})
 
 
 @dataclass(frozen=True)
@@ -101,23 +119,27 @@ class Config:
     sinks: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        for name, low in {
-            "steps": 0,
-            "prompts_per_step": 1,
-            "tokens_per_pass": 1,
-            "max_skipped": 1,
-            "keep_checkpoints": 1,
-        }.items():
-            if getattr(self, name) < low:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise UsageError(f"max_tokens is {self.max_tokens}; it must be at least 1.")
+        _check_least(self, "", LEAST)
+        if self.seed >= 2**63:
+            raise UsageError(f"seed is {self.seed}; it must be below 2 to the power of 63.")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}; it must be in (0, 1], and 1 means no truncation.")
+        if not self.reward_timeout > 0:
+            raise UsageError(f"reward_timeout is {self.reward_timeout}; it must be above 0 (seconds).")
         if self.task is not None and self.data is not None:
             raise UsageError(f"both task '{self.task}' and data '{self.data}' are given; a run trains on one of them.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars, as in config.yaml."""
         return _plain(dataclasses.asdict(self))
+
+
+def _check_least(owner: object, prefix: str, least: Mapping[str, float]) -> None:
+    """Raises UsageError for a setting below its bound; a NaN is below every bound, None is not."""
+    for name, low in least.items():
+        value = getattr(owner, name)
+        if value is not None and not low <= value < float("inf"):
+            raise UsageError(f"{prefix}{name} is {value}; it must be at least {low}, and finite.")
 
 
 FREE_ON_RESUME = frozenset(
@@ -196,7 +218,7 @@ def _from_dict(kind: type, values: Mapping[str, Any], where: str) -> Any:
     example = kind()
     for key, value in values.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
+            close = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {close[0]}?" if close else f" There is: {', '.join(known)}."
             raise UsageError(f"{where} has no setting '{key}'.{hint}")
         current = getattr(example, key)

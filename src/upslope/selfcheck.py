@@ -11,10 +11,9 @@ import torch
 from upslope.collect import first_batch, seeded
 from upslope.config import Config
 from upslope.engines.gap import sampler_gap
-from upslope.errors import UsageError
 from upslope.learner import Learner
 from upslope.rollout import Outcome, Rollouts, Sampling
-from upslope.setup import Parts
+from upslope.setup import Parts, fitting
 from upslope.update import Actors, Updater
 
 GAP_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
@@ -49,12 +48,8 @@ def self_checks(parts: Parts, config: Config) -> list[Check]:
 def _sample(parts: Parts, config: Config) -> Rollouts:
     """Two completions of each of a few training prompts, short."""
     policy = parts.actors.policy
-    examples = [parts.train_examples[i] for i in range(min(4, len(parts.train_examples)))]
-    ids = [found for example in examples if len(found := policy.encode(example.prompt)) <= parts.prompt_limit]
-    if not ids:
-        raise UsageError(
-            f"the first prompts are all longer than {parts.prompt_limit} tokens. Lower max_tokens or shorten them."
-        )
+    examples, _ = fitting(parts.train_examples, policy.encode, parts.prompt_limit, 4, "training")
+    ids = [policy.encode(example.prompt) for example in examples]
     sampling = Sampling(min(parts.max_tokens, 16))
     return parts.engine.generate(ids, [2] * len(ids), sampling, seeded(config.seed, "self-check"))
 

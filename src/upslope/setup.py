@@ -63,7 +63,10 @@ def open_parts(config: Config, *, recipe: Recipe | None, task: Any, policy: Any,
                 f"{actors.policy.context_length} tokens. Set max_tokens below that."
             )
         train = task.examples("train")
-        held_out = _fitting(task.examples("eval"), actors.policy.encode, limit, config.eval.prompts)
+        fitting(train, actors.policy.encode, limit, 1, "training")
+        held_out, long = fitting(task.examples("eval"), actors.policy.encode, limit, config.eval.prompts, "held-out")
+        if long:
+            logger.warning("%d held-out prompts are longer than %d tokens and are passed over.", long, limit)
         return Parts(recipe, task, train, held_out, actors, LocalEngine(actors.policy), max_tokens, limit, fingerprint)
     except BaseException:
         task.close()
@@ -129,7 +132,9 @@ def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | No
     if "ref_logp" in recipe.needs:
         reference = reference_of(actor) if actor is initial else FrozenScorer(initial, copy=False)
     size = sum(parameter.numel() for parameter in actor.model.parameters())
-    lr = config.optimizer.lr or (1e-3 if size < 20e6 else 1e-5 if lora else 1e-6)
+    lr = config.optimizer.lr
+    if lr is None:
+        lr = 1e-3 if size < 20e6 else 1e-5 if lora else 1e-6
     per_step = recipe.update.minibatches * recipe.update.epochs  # type: ignore[union-attr]
     learner = Learner(actor.parameters(), lr, config.optimizer, config.steps * per_step)
     actors = Actors(actor, learner, reference)
@@ -138,7 +143,10 @@ def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | No
 
         actors.critic = LanguageCritic.from_policy(actor)
         actors.critic_learner = Learner(
-            actors.critic.parameters(), config.optimizer.critic_lr or lr, config.optimizer, config.steps * per_step
+            actors.critic.parameters(),
+            lr if config.optimizer.critic_lr is None else config.optimizer.critic_lr,
+            config.optimizer,
+            config.steps * per_step,
         )
     return actors, fingerprint
 
@@ -153,17 +161,24 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _fitting(examples: Sequence[Example], encode: Any, limit: int, count: int) -> list[Example]:
-    """The first `count` held-out examples whose prompt fits; none where the task has none. UsageError where none fits."""
+def fitting(examples: Sequence[Example], encode: Any, limit: int, count: int, what: str) -> tuple[list[Example], int]:
+    """The first `count` examples whose prompt has at most `limit` tokens, and how many were passed over before them.
+
+    Raises UsageError where there are examples and none fits; `what` they are is for the message.
+    """
     chosen: list[Example] = []
+    longest = passed_over = 0
     for index in range(len(examples)):
         if len(chosen) == count:
             break
-        if len(encode(examples[index].prompt)) <= limit:
+        length = len(encode(examples[index].prompt))
+        if length <= limit:
             chosen.append(examples[index])
-    if not chosen and len(examples):
+        else:
+            passed_over, longest = passed_over + 1, max(longest, length)
+    if passed_over and not chosen:
         raise UsageError(
-            f"no held-out prompt fits into the {limit} tokens that the context leaves beside max_tokens. Lower max_tokens or "
-            f"shorten the prompts."
+            f"no {what} prompt fits into the {limit} tokens that the model's context leaves beside max_tokens; the longest "
+            f"has {longest}. Lower max_tokens, shorten the prompts or take another model."
         )
-    return chosen
+    return chosen, passed_over

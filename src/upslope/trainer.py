@@ -70,6 +70,8 @@ class Trainer:
             if checkpoint is not None:
                 self._restore(checkpoint.step, checkpoint.tree())
         except BaseException:
+            if self.folder is not None:
+                self.folder.abandon()
             self.close()
             raise
         recompute = self.config.old_logp == "recompute" or (

@@ -23,6 +23,7 @@ COMMANDS = {
     "new": "start the file, the test and the page of a method",
 }
 ALIASES = {"describe": "show", "list": "methods"}
+KINDS = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path", "STR": "a text"}
 
 
 def run(arguments: list[str]) -> int:
@@ -66,19 +67,19 @@ def _parse(name: str, command: Callable, arguments: list[str]) -> dict[str, Any]
 
 
 def _one_line(box: str) -> str:
-    """What a box of tyro's says, without its frame and its help texts."""
-    lines = [line.strip(" │|") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    said: list[str] = []
-    for line in lines:
-        if line.startswith(("─", "╰", "Argument helptext", "For full")) and said:
-            break
-        if line and not line.startswith(("╭", "─")):
-            said.append(line)
-    suggestions = re.findall(r"^--[\w-]+", "\n".join(lines), flags=re.MULTILINE)
-    text = " ".join(said).rstrip(".") + "."
-    return (
-        f"{text} Perhaps {' or '.join(dict.fromkeys(suggestions))}?" if "Unrecognized" in text and suggestions else text
-    )
+    """What a box of tyro's says, without its frame."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[─╭╮╰╯│|]|-{4,}", " ", box).split())
+    if wrong := re.search(r"Error parsing (\S+): .*?'([^']*)'.*? Argument helptext: .*?\b(INT|FLOAT|PATH|STR)\b", text):
+        option, value, kind = wrong.groups()
+        return f"{option} takes {KINDS[kind]}, not '{value}'."
+    if needy := re.search(r"Missing value for argument '(\S+)'", text):
+        return f"{needy[1]} needs a value."
+    if missing := re.search(r"Missing from upslope \S+: (.*?) For full", text):
+        return f"missing {re.sub(r'(STR|PATH|INT|FLOAT|.required.) ?', '', missing[1]).strip(' .')}."
+    if unknown := re.search(r"Unrecognized options: (.*?)( Perhaps you meant: .*?)? For full", text):
+        close = " or ".join(dict.fromkeys(re.findall(r" (--[\w-]+)", unknown[2] or "")))
+        return f"does not take {unknown[1]}.{f' Did you mean {close}?' if close else ''}"
+    return text
 
 
 def _help() -> str:

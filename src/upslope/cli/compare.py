@@ -1,11 +1,17 @@
 """upslope compare A B ... --task NAME --seeds K --steps N --out DIR"""
 
+import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from upslope.cli.train import Repeated, resolve
+from upslope.config import Config
 from upslope.errors import UsageError
+
+if TYPE_CHECKING:
+    from upslope.compare import Job
 
 
 def command(
@@ -40,7 +46,7 @@ def command(
         parallel: runs at once; as many as there are cores where not given.
         set: path=value for every run, as for train; repeatable.
     """
-    from upslope.compare import parse_entry, plan_jobs, run_jobs, summarize
+    from upslope.compare import check_jobs, finished, plan_jobs, run_jobs, summarize
     from upslope.report import write_compare_report
     from upslope.threads import available_cores
 
@@ -48,24 +54,36 @@ def command(
         raise UsageError(
             "compare: name at least one method. Example: upslope compare grpo dr_grpo --task chain_sum --out runs/c"
         )
-    given = {"model": model, "task": task, "data": data, "reward": reward, "steps": steps}
+    if parallel is not None and parallel < 1:
+        raise UsageError(f"compare: --parallel is {parallel}; it must be at least 1.")
     from upslope.registry import make
 
-    for entry in methods:
-        name, overrides = parse_entry(entry)
-        make(name, **resolve(name, given, (*set, *overrides), config=None, out=None, resume=False).settings)
+    given = {"model": model, "task": task, "data": data, "reward": reward, "steps": steps}
+
+    def config_of(job: "Job") -> Config:
+        overrides = (*set, *job.overrides)
+        return resolve(job.method, {**given, "seed": job.seed}, overrides, config=None, out=None, resume=False)
+
+    jobs = plan_jobs(methods, seeds, out)
+    for job in jobs[: len(methods)]:
+        make(job.method, **config_of(job).settings)
+    check_jobs(jobs, config_of)
     cores = available_cores()
     parallel = parallel or cores
-    jobs = plan_jobs(methods, seeds, out)
     options = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     options += [word for override in set for word in ("--set", override)]
+    threads = max(1, cores // parallel)
     failed = run_jobs(
-        jobs, options, parallel=parallel, threads=max(1, cores // parallel), say=lambda text: print(text, flush=True)
+        jobs, options, steps=steps, parallel=parallel, threads=threads, say=functools.partial(print, flush=True)
     )
     results = summarize(jobs, out, task or str(data), steps)
     for line in table(results):
         print(line)
-    print(f"report: {write_compare_report(out, out / 'report.html')}")
+    left = [job for job in jobs if not finished(job.folder, steps)]
+    if left:
+        print(f"{len(left)} of {len(jobs)} runs are not finished; the same command goes on with them.")
+    if results["methods"]:
+        print(f"report: {write_compare_report(out, out / 'report.html')}")
     return 1 if failed else 0
 
 

@@ -82,7 +82,10 @@ def resolve(
         values.pop("task", None)
     if "task" in options and "data" not in options:
         values.pop("data", None)
-    return config_from(merge_overrides({**values, **options}, overrides), where=str(config) if config else "train")
+    resolved = config_from(merge_overrides({**values, **options}, overrides), where=str(config) if config else "train")
+    if resolved.task is None and resolved.data is None:
+        raise UsageError("no task: give --task NAME (`upslope tasks` lists them) or --data FILE.")
+    return resolved
 
 
 def train(config: Config, folder: Path, resume: bool) -> int:

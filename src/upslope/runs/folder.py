@@ -6,6 +6,7 @@ RUN/config.yaml      resolved settings          RUN/checkpoints/step-N   policy 
     events.jsonl     what went otherwise        RUN/*.txt, *.json        what `write_text` was given
 """
 
+import contextlib
 import json
 import logging
 import platform
@@ -159,6 +160,15 @@ class RunFolder:
         return save_checkpoint(
             self.path, step, write_policy=write_policy, tensors=tensors, state=structure, keep=keep, best=best
         )
+
+    def abandon(self) -> None:
+        """Close, and take the files of a run away that has been started and has no row yet: what never began leaves nothing."""
+        if not self.resumed and not _found(self.path):
+            for name in ("config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "lock"):
+                (self.path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # there is something else in it
+                self.path.rmdir()
+        self.close()
 
     def close(self) -> None:
         """Close the files and sinks and give the lock back; a second call does nothing."""

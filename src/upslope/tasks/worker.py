@@ -5,12 +5,10 @@ scores go out on what was standard output as lines of JSON, so that nothing a re
 reward prints goes, with its standard error, into a pipe that the other side empties and mostly throws away.
 """
 
-import ctypes
 import json
 import os
 import pickle
 import queue
-import signal
 import struct
 import sys
 import threading
@@ -18,11 +16,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from upslope.errors import UsageError
+from upslope.parent import die_with_parent
 from upslope.tasks.scorers import Exact, Math, Pattern, Procedural, Score, Scorer
 from upslope.tasks.user_reward import make_user_scorer
 
 HEADER = struct.Struct("<Q")
-PR_SET_PDEATHSIG = 1
 
 
 class Line:
@@ -109,11 +107,3 @@ def read_frames(stream: BinaryIO, handle: Callable[[Any], None]) -> None:
         os.write(2, f"the data cannot be read in the reward's process: {error!r}\n".encode())
         os._exit(1)
     os._exit(0)
-
-
-def die_with_parent(parent: int) -> None:
-    """On Linux the kernel ends this process with its parent, even when it is stuck in C code."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
