@@ -115,6 +115,37 @@ def test_greedy_equals_transformers_generate(architecture):
         assert rollouts.tokens[row, : rollouts.length[row]].tolist() == theirs[0, prompt.shape[1] :].tolist()
 
 
+def computed_tokens(model) -> list[int]:
+    """A list that gets the number of tokens of every forward pass from now on."""
+    seen: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].numel()))
+    return seen
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "GPTNeoX"])
+def test_a_prompt_is_read_once(architecture):
+    policy = Policy(build(architecture, eos_token_id=None))
+    policy.tokenizer.eos_token = None
+    engine = LocalEngine(policy)
+    call = [[5] * 8, [6] * 8, [7] * 8], [4, 4, 4], Sampling(max_tokens=5), seeded()
+    engine.generate(*call)
+    seen = computed_tokens(policy.model)
+    engine.generate(*call)
+    assert seen == [3 * 8, 12, 12, 12, 12]
+
+
+def test_a_straggler_is_decoded_alone():
+    table = torch.zeros(VOCABULARY, VOCABULARY)
+    table[5, 2] = table[6, 6] = 30.0
+    policy = Policy(markov(table))
+    engine = LocalEngine(policy)
+    call = [[5], [6]], [7, 1], Sampling(max_tokens=30, temperature=0.0), seeded()
+    engine.generate(*call)
+    seen = computed_tokens(policy.model)
+    assert engine.generate(*call).length.tolist() == [1] * 7 + [30]
+    assert seen == [2] + [1] * 29
+
+
 def test_rows_end_at_their_own_time():
     """Stragglers, end tokens of tokenizer and generation config, and what lies beyond an end."""
     table = torch.zeros(VOCABULARY, VOCABULARY)

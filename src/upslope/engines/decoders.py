@@ -56,8 +56,8 @@ class SharedPrefixDecoder:
         self.model = model
         self.last_position = context_length - 1
         self.device = next(model.parameters()).device
-        self.configs = attention_configs(model)
         self.direct = LlamaStep(model) if direct else None
+        self.configs = () if direct else attention_configs(model)
 
     def start(self, prompts: Sequence[Sequence[int]], row_prompt: Tensor, limit: int) -> Tensor:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
