@@ -139,7 +139,7 @@ def _check_least(owner: object, prefix: str, least: Mapping[str, float]) -> None
     for name, low in least.items():
         value = getattr(owner, name)
         if value is not None and not low <= value < float("inf"):
-            raise UsageError(f"{prefix}{name} is {value}; it must be at least {low}, and finite.")
+            raise UsageError(f"{prefix}{name} is {value}; it must be a finite number of at least {low}.")
 
 
 FREE_ON_RESUME = frozenset(

@@ -1,5 +1,6 @@
 """A training run from the command line: checks, training, status, report and a summary in words."""
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -42,25 +43,42 @@ def run_session(config: Config, folder: Path, *, resume: bool, view: View) -> Su
         if describe_task is not None:
             view.say(describe_task())
         if trainer.step >= config.steps:
+            _note(run, "finished", "")  # the run may have been killed between its last checkpoint and its status
             return Summary(
                 True, [f"{folder} has already been trained for {trainer.step} steps. Ask for more with --steps."]
             )
         run.write_text("describe.txt", describe(config.method, **config.settings))
         if config.self_checks and trainer.step < 0:
             _check(trainer, run, view)
-        run.write_text("status.json", json.dumps({"state": "running", "message": ""}))
+        state, message = _train(trainer, run)
+        lines = [f"{state}: {message}" if message else state]
         try:
-            trainer.train()
-            finished = trainer.step >= config.steps
-            state, message = (
-                ("finished", "") if finished else ("stopped", f"stopped at step {trainer.step}; --resume goes on")
-            )
-        except (UsageError, RunError) as error:
-            state, message = "failed", str(error)
-        run.write_text("status.json", json.dumps({"state": state, "message": message}))
-        lines = [f"{state}: {message}" if message else state, *verdict(run.path)]
-        lines.append(f"report: {_report(run.path)}")
+            _note(run, state, message)
+            lines += verdict(run.path)
+            lines.append(f"report: {_report(run.path)}")
+        except RunError as error:  # a full disk, most likely, which the message before has told of
+            lines.append(f"no report: {error}")
         return Summary(state != "failed", lines)
+
+
+def _train(trainer: Trainer, run: Any) -> tuple[str, str]:
+    """Trains; returns the state that the run ended in and what there is to say about it."""
+    _note(run, "running", "")
+    try:
+        trainer.train()
+    except (UsageError, RunError) as error:
+        return "failed", str(error)
+    except BaseException as error:
+        with contextlib.suppress(RunError):
+            _note(run, "failed", f"{type(error).__name__}: {error}")
+        raise
+    if trainer.step >= trainer.config.steps:
+        return "finished", ""
+    return "stopped", f"at step {trainer.step} of {trainer.config.steps}; go on with --out {run.path} --resume"
+
+
+def _note(run: Any, state: str, message: str) -> None:
+    run.write_text("status.json", json.dumps({"state": state, "message": message}))
 
 
 def _check(trainer: Trainer, run: Any, view: View) -> None:

@@ -51,6 +51,8 @@ def command(
         raise UsageError(
             f"eval: pass@{k} needs k between 1 and the {drawn} samples per prompt. Lower -k or raise --samples."
         )
+    if prompts < 1:
+        raise UsageError(f"eval: --prompts is {prompts}; it must be at least 1.")
     overrides = (f"eval.prompts={prompts}", f"eval.samples={drawn}", *set)
     given = {"model": model, "task": task, "data": data, "reward": reward, "seed": seed}
     config = resolve("reinforce", given, overrides, config=None, out=None, resume=False)

@@ -1,5 +1,6 @@
 """upslope train METHOD [--task NAME | --data FILE] [...]"""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,7 +99,9 @@ def train(config: Config, folder: Path, resume: bool) -> int:
 
     with progress(config) as view:
         summary = run_session(config, folder, resume=resume, view=view)
-    for line in summary.lines:
+    outcome, *lines = summary.lines
+    print(outcome if summary.ok else f"upslope: {outcome}", file=sys.stdout if summary.ok else sys.stderr)
+    for line in lines:
         print(line)
     return 0 if summary.ok else 1
 

@@ -14,7 +14,7 @@ REFERENCES = ("answer", "ground_truth", "solution", "target", "label")
 VERL_REFERENCE = "reward_model.ground_truth"
 EXPECTED = (
     "Expected: prompt (TRL); prompt and reward_model.ground_truth (verl); input and label (OpenRLHF); or question and "
-    "answer. For other names: --set task.input_key=COLUMN task.label_key=COLUMN."
+    "answer. For other names: --set task_settings.input_key=COLUMN --set task_settings.label_key=COLUMN."
 )
 
 

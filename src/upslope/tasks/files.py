@@ -167,7 +167,7 @@ def require_references(name: str, splits: Mapping[str, Sequence[Example]], layou
     if layout.reference is None:
         raise UsageError(
             f"the reward {reward} compares with a reference answer, but {name} has none; its columns: "
-            f"{', '.join(layout.columns)}. Name the column: --set task.label_key=COLUMN."
+            f"{', '.join(layout.columns)}. Name the column: --set task_settings.label_key=COLUMN."
         )
     for split, examples in splits.items():
         for index, example in enumerate(examples):
