@@ -1,5 +1,9 @@
 """A small random language model in a folder, with a byte tokenizer, for tests of the loop and the command line."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, and test processes side by side: more threads only wait
+
 import pytest
 import torch
 

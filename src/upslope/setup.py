@@ -15,6 +15,7 @@ from upslope.learner import Learner
 from upslope.recipe import Recipe
 from upslope.registry import make
 from upslope.rollout import Example
+from upslope.threads import use_threads
 from upslope.update import Actors
 
 logger = logging.getLogger("upslope")
@@ -46,6 +47,8 @@ def open_parts(config: Config, *, recipe: Recipe | None, task: Any, policy: Any,
     from upslope.engines.local import LocalEngine
 
     transformers_logging.disable_progress_bar()  # one per checkpoint, over the run's own progress
+    if config.threads is not None:
+        use_threads(config.threads)
     recipe = recipe or make(config.method, **config.settings)
     for stage in ("curriculum", "rollout", "update"):
         if getattr(recipe, stage) is None:
