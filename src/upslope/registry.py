@@ -114,24 +114,25 @@ def read_method(file: Path) -> Method:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, SyntaxError) as error:
         raise UsageError(f"cannot read a method from {file}: {error}.") from None
-    marks = [
-        (function.name, call.func.id, {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}, call.args)
+    calls = [
+        (function.name, call)
         for function in tree.body
         if isinstance(function, ast.FunctionDef)
         for call in function.decorator_list
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("method", "preset")
     ]
-    methods = [(name, facts) for name, mark, facts, _ in marks if mark == "method"]
+    marks = [(name, call.func.id, *_facts(call, file)) for name, call in calls]  # type: ignore[attr-defined]
+    methods = [(name, facts) for name, mark, _, facts in marks if mark == "method"]
     if len(methods) != 1:
         raise UsageError(f"{file} has {len(methods)} functions marked @method; the file of a method has one.")
     name, facts = methods[0]
     if name != file.stem:
         raise UsageError(f"{file}: the function marked @method is '{name}'; name it '{file.stem}', as the file.")
-    presets = {
-        ast.literal_eval(args[0]): (function, facts["version"])
-        for function, mark, facts, args in marks
-        if mark == "preset"
-    }
+    if not {"paper", "title"} <= facts.keys():
+        raise UsageError(
+            f'{file}: write @method(paper="0000.00000", title="...", parent="..."); paper and title are needed.'
+        )
+    presets = {of[0]: (function, facts["version"]) for function, mark, of, facts in marks if mark == "preset"}
     return Method(
         name=name,
         family=file.parent.name,
@@ -143,6 +144,21 @@ def read_method(file: Path) -> Method:
         function=name,
         presets=presets,
     )
+
+
+def _facts(call: ast.Call, file: Path) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a mark, read without running the file. Raises UsageError where they are computed or missing."""
+    try:
+        facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+        positional = [ast.literal_eval(value) for value in call.args]
+    except ValueError:
+        raise UsageError(
+            f"{file}, line {call.lineno}: paper, title, parent, system and version are read without running the file, so "
+            "each must be a plain text."
+        ) from None
+    if call.func.id == "preset" and not (positional and "version" in facts):  # type: ignore[attr-defined]
+        raise UsageError(f'{file}, line {call.lineno}: write @preset("system", version="...").')
+    return positional, facts
 
 
 @functools.cache

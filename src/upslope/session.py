@@ -66,7 +66,7 @@ def _train(trainer: Trainer, run: Any) -> tuple[str, str]:
     _note(run, "running", "")
     try:
         trainer.train()
-    except (UsageError, RunError) as error:
+    except (UsageError, RunError, ArithmeticError) as error:  # the last where the model's numbers are not finite
         return "failed", str(error)
     except BaseException as error:
         with contextlib.suppress(RunError):

@@ -2,11 +2,13 @@
 
 import hashlib
 import logging
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from upslope.config import Config
@@ -125,7 +127,7 @@ def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | No
         "gradient_checkpointing": config.gradient_checkpointing,
         "vocab_chunk": config.vocab_chunk,
     }
-    torch.manual_seed(config.seed)
+    _seed(config.seed)
     initial = policy or LanguagePolicy.load(config.model, lora=lora, **options)
     fingerprint = weights_fingerprint(initial.model)
     actor = initial
@@ -152,6 +154,13 @@ def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | No
             config.steps * per_step,
         )
     return actors, fingerprint
+
+
+def _seed(seed: int) -> None:
+    """Every global generator: what code of others draws in this process belongs to the run, too."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

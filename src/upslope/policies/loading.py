@@ -32,6 +32,9 @@ def load(name: str | Path, device: str, dtype: str, trust_remote_code: bool) -> 
         tokenizer = _load_tokenizer(source, remote)
         model = _load_model(source, config, resolve_dtype(dtype, where), remote)
     check_vocabulary(tokenizer, model, source)
+    for weight, values in model.named_parameters():
+        if not values.isfinite().all():
+            raise UsageError(f"{weight} of {source} has NaN or infinite values: the weights are damaged.")
     return model.to(where), tokenizer
 
 
@@ -94,10 +97,22 @@ def _load_model(source: str, config: Any, dtype: torch.dtype, remote: dict[str, 
 
     def read() -> Any:
         return AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **remote
+            source,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **remote,
         )
 
     model, report = _opened("weights", source, read)
+    for name, saved, expected in sorted(report["mismatched_keys"]):
+        shapes = [" x ".join(map(str, shape)) for shape in (saved, expected)]
+        raise UsageError(
+            f"{name} of {source} is saved as {shapes[0]}, but its config.json asks for {shapes[1]}: "
+            "the config belongs to another model."
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise UsageError(

@@ -63,6 +63,7 @@ class RunFolder:
         self._sinks: Sinks | None = None
         self._purge_step: int | None = None
         self._ready = not resumed
+        self._settings_due = resumed
 
     @classmethod
     def open(
@@ -190,6 +191,9 @@ class RunFolder:
     def _check_ready(self) -> None:
         if not self._ready:
             raise UsageError("a resumed run is to be restored before it logs: call RunFolder.restore() first.")
+        if self._settings_due:  # only now, when nothing more can keep the run from going on
+            write_config(self.path / "config.yaml", self.config)
+            self._settings_due = False
 
     def _run_id(self) -> str:
         try:
@@ -268,8 +272,6 @@ def _resume(path: Path, config: Mapping[str, Any], free: Collection[str]) -> boo
         )
     for name, (old, new) in changes.items():
         logger.info("resuming with %s = %r (it was %r).", name, new, old)
-    if changes:
-        write_config(path / "config.yaml", config)
     _warn_of_versions(path)
     return True
 
