@@ -30,7 +30,7 @@ Make = Callable[[Path, str], object]
 class Case:
     """A command line that cannot do what it says.
 
-    command     as typed; TOY is the folder of the toy model, and `train` gets the settings SMALL
+    command     as typed; TOY is the folder of the toy model, and `train` and `compare` get the settings SMALL
     status      its exit status
     words       what its messages must say
     files       what the folder has besides questions.jsonl: text, bytes, or a function of its path and the toy's
@@ -59,7 +59,7 @@ def put(folder: Path, files: Mapping[str, str | bytes | Make], toy: str) -> None
 def words_of(command: str, toy: str) -> list[str]:
     """The arguments of a command line as typed."""
     words = shlex.split(command.replace("TOY", toy))
-    if words and words[0] == "train" and "--help" not in words:
+    if words and words[0] in ("train", "compare") and "--help" not in words:
         given = {word.partition("=")[0] for word in words}
         words += [w for name, value in SMALL.items() if name not in given for w in ("--set", f"{name}={value}")]
     return words
