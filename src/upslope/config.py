@@ -20,7 +20,7 @@ LEAST = {
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. `lr` None: 1e-3 for models under 20M parameters, 1e-5 with LoRA, else 1e-6. `critic_lr` None: the same.
+    """AdamW. `lr` None: 1e-4 for models under 20M parameters, 1e-5 with LoRA, else 1e-6. `critic_lr` None: the same.
 
     `warmup` steps rise linearly; then constant, or down to 0 at the last step. Gradients are clipped to norm `grad_clip`.
     """

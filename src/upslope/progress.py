@@ -79,7 +79,7 @@ class LiveView:
         for key, name in SHOWN.items():
             if key in self.latest:
                 value = _number(self.latest[key])
-                if f"{key}_low" in self.latest:
+                if key.startswith("eval/"):
                     value += f"  [{_number(self.latest[key + '_low'])}, {_number(self.latest[key + '_high'])}]"
                 table.add_row(name, value)
         table.add_row("reward so far", sparkline(self.curve, 48))

@@ -44,9 +44,8 @@ def run_session(config: Config, folder: Path, *, resume: bool, view: View) -> Su
             view.say(describe_task())
         if trainer.step >= config.steps:
             _note(run, "finished", "")  # the run may have been killed between its last checkpoint and its status
-            return Summary(
-                True, [f"{folder} has already been trained for {trainer.step} steps. Ask for more with --steps."]
-            )
+            already = f"{folder} has already been trained for {trainer.step} steps. Ask for more with --steps."
+            return Summary(True, [already, *verdict(run.path), f"report: {folder / 'report.html'}"])
         run.write_text("describe.txt", describe(config.method, **config.settings))
         if config.self_checks and trainer.step < 0:
             _check(trainer, run, view)

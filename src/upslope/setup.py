@@ -109,6 +109,7 @@ def _open_task(config: Config) -> Any:
         for_model=config.model,
         timeout=config.reward_timeout,
         workers=config.reward_workers,
+        eval_size=config.eval.prompts if config.task else None,
         solved_at=config.eval.solved_at,
     )
 

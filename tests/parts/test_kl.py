@@ -131,3 +131,13 @@ def test_kl_in_reward_by_token_stands_at_the_last_trained_token():
     )
     assert KLInReward(0.5, "token")(batch).tolist() == [[0.0, 4.5, 0.0], [-1.0, 0.0, 7.0]]
     assert KLInReward(0.5, "sequence")(batch).tolist() == [4.5, 6.0]
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_in_the_reward_each_estimator_is_taken_off(estimator):
+    u = np.array([[0.7, -0.4], [0.1, 0.0]])
+    zero, reward = torch.zeros(2, 2, dtype=torch.float64), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    batch = Batch(logp=zero, old_logp=torch.tensor(u), ref_logp=zero, reward=reward)
+    k = {"k1": u, "k2": u**2 / 2, "k3": np.exp(-u) - 1 + u}[estimator]
+    np.testing.assert_allclose(KLInReward(0.5, "sequence", estimator)(batch), [1.0, 2.0] - 0.5 * k.sum(1))
+    np.testing.assert_allclose(KLInReward(0.5, "token", estimator)(batch), [[0.0, 1.0], [0.0, 2.0]] - 0.5 * k)

@@ -46,8 +46,8 @@ def command(
         parallel: runs at once; as many as there are cores where not given.
         set: path=value for every run, as for train; repeatable.
     """
-    from upslope.compare import check_jobs, finished, plan_jobs, run_jobs, summarize
-    from upslope.report import write_compare_report
+    from upslope.compare import check_jobs, plan_jobs, run_jobs
+    from upslope.registry import make
     from upslope.threads import available_cores
 
     if not methods:
@@ -56,7 +56,6 @@ def command(
         )
     if parallel is not None and parallel < 1:
         raise UsageError(f"compare: --parallel is {parallel}; it must be at least 1.")
-    from upslope.registry import make
 
     given = {"model": model, "task": task, "data": data, "reward": reward, "steps": steps}
 
@@ -76,7 +75,16 @@ def command(
     failed = run_jobs(
         jobs, options, steps=steps, parallel=parallel, threads=threads, say=functools.partial(print, flush=True)
     )
-    results = summarize(jobs, out, task or str(data), steps)
+    _conclude(jobs, out, task or str(data), steps)
+    return 1 if failed else 0
+
+
+def _conclude(jobs: "list[Job]", out: Path, task: str, steps: int) -> None:
+    """Prints the table, what is left to do, and where the report is."""
+    from upslope.compare import finished, summarize
+    from upslope.report import write_compare_report
+
+    results = summarize(jobs, out, task, steps)
     for line in table(results):
         print(line)
     left = [job for job in jobs if not finished(job.folder, steps)]
@@ -84,7 +92,6 @@ def command(
         print(f"{len(left)} of {len(jobs)} runs are not finished; the same command goes on with them.")
     if results["methods"]:
         print(f"report: {write_compare_report(out, out / 'report.html')}")
-    return 1 if failed else 0
 
 
 def table(results: dict) -> list[str]:

@@ -70,17 +70,21 @@ class KL(Part):
 
 @dataclass(frozen=True)
 class KLInReward(Part):
-    """Takes beta k1 = beta (old_logp - ref_logp) off the reward: per token [R, T], or summed over the sequence [R].
+    """Takes beta times a KL estimator of old_logp against ref_logp off the reward: per token [R, T], or summed over it [R].
 
-    Per token, the outcome's reward stands at the last trained token. Source: Ouyang et al. 2022 (arXiv:2203.02155), eq. 2.
+    Per token, the outcome's reward stands at the last trained token. Only k1 gives the gradient of the sequence's KL (the
+    exact lab measures it); k2 and k3 are there to reproduce systems that use them.
+    Source: Ouyang et al. 2022 (arXiv:2203.02155), eq. 2.
     """
 
     beta: float = 0.01
     level: Literal["token", "sequence"] = "token"
+    estimator: Literal["k1", "k2", "k3"] = "k1"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "old_logp", "ref_logp"})
 
     def describe(self) -> str:
-        penalty = f"{self.beta:g} (old_logp - ref_logp)"
+        estimate = "(old_logp - ref_logp)" if self.estimator == "k1" else f"{self.estimator}(old_logp, ref_logp)"
+        penalty = f"{self.beta:g} {estimate}"
         return (
             f"reward at the last token - {penalty}"
             if self.level == "token"
@@ -88,7 +92,7 @@ class KLInReward(Part):
         )
 
     def __call__(self, batch: Batch) -> Tensor:
-        penalty = self.beta * (batch.old_logp - batch.ref_logp) * batch.mask
+        penalty = self.beta * kl_estimate(batch.old_logp, batch.ref_logp, self.estimator) * batch.mask
         if self.level == "sequence":
             return batch.reward - penalty.sum(1)
         return token_rewards(batch) - penalty
