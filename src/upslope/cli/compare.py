@@ -50,13 +50,7 @@ def command(
     from upslope.registry import make
     from upslope.threads import available_cores
 
-    if not methods:
-        raise UsageError(
-            "compare: name at least one method. Example: upslope compare grpo dr_grpo --task chain_sum --out runs/c"
-        )
-    if parallel is not None and parallel < 1:
-        raise UsageError(f"compare: --parallel is {parallel}; it must be at least 1.")
-
+    _check(methods, parallel)
     given = {"model": model, "task": task, "data": data, "reward": reward, "steps": steps}
 
     def config_of(job: "Job") -> Config:
@@ -77,6 +71,15 @@ def command(
     )
     _conclude(jobs, out, task or str(data), steps)
     return 1 if failed else 0
+
+
+def _check(methods: tuple[str, ...], parallel: int | None) -> None:
+    if not methods:
+        raise UsageError(
+            "compare: name at least one method. Example: upslope compare grpo dr_grpo --task chain_sum --out runs/c"
+        )
+    if parallel is not None and parallel < 1:
+        raise UsageError(f"compare: --parallel is {parallel}; it must be at least 1.")
 
 
 def _conclude(jobs: "list[Job]", out: Path, task: str, steps: int) -> None:
