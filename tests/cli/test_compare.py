@@ -1,6 +1,7 @@
 """`upslope compare`: killed midway it goes on, called again it trains nothing twice, and it refuses to mix settings."""
 
 import json
+import time
 
 import psutil
 import pytest
@@ -89,6 +90,7 @@ def test_sigint_stops_all_and_loses_nothing(here, toy):
     log = here / "c" / "grpo" / "seed-0" / "metrics.jsonl"
     while not (log.exists() and len(read_metrics(log)) > 2):
         assert process.poll() is None
+        time.sleep(0.2)
     process.send_signal(2)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
