@@ -45,7 +45,7 @@ def run_session(config: Config, folder: Path, *, resume: bool, view: View) -> Su
         if trainer.step >= config.steps:
             _note(run, "finished", "")  # the run may have been killed between its last checkpoint and its status
             already = f"{folder} has already been trained for {trainer.step} steps. Ask for more with --steps."
-            return Summary(True, [already, *verdict(run.path), f"report: {folder / 'report.html'}"])
+            return Summary(True, [already, *verdict(run.path), f"report: {_report(run.path)}"])
         run.write_text("describe.txt", describe(config.method, **config.settings))
         if config.self_checks and trainer.step < 0:
             _check(trainer, run, view)
@@ -65,7 +65,7 @@ def _train(trainer: Trainer, run: Any) -> tuple[str, str]:
     _note(run, "running", "")
     try:
         trainer.train()
-    except (UsageError, RunError, ArithmeticError) as error:  # the last where the model's numbers are not finite
+    except (UsageError, RunError, FloatingPointError) as error:  # the last where logits are not finite
         return "failed", str(error)
     except BaseException as error:
         with contextlib.suppress(RunError):
