@@ -2,13 +2,13 @@
 
     python scripts/make_tiny.py
 
-Deterministic in --seed on one machine with one thread count (other machines round differently).
+About 17 minutes on one core that multiplies bfloat16 in hardware (AVX512-BF16 or AMX), several times that on one that
+does not. Equal options give equal weights on one machine; other machines and thread counts round differently.
 """
 
 import argparse
 import json
 import os
-import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -18,10 +18,10 @@ ASSETS = Path(__file__).resolve().parent.parent / "src" / "upslope" / "assets" /
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write (default: the shipped one)")
-    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps; fewer make a weaker model sooner")
+    parser.add_argument("--steps", type=int, default=3000, help="optimizer steps; fewer make a weaker model sooner")
     parser.add_argument("--batch", type=int, default=96, help="questions per step, all tasks together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="cores to use; two save about a third of the time")
+    parser.add_argument("--threads", type=int, default=1, help="cores to use")
     return parser.parse_args()
 
 
@@ -51,10 +51,11 @@ def main() -> None:
 
     plan = Plan(options.steps, options.batch, options.seed)
     model, seconds = train(tokenizer, plan, report)
-    # The name of the training-time attention is nobody else's business.
+    # The attention registered for training exists in this script alone.
     model.set_attn_implementation("sdpa")
-    shutil.rmtree(options.out, ignore_errors=True)
     model.save_pretrained(options.out)
+    # safetensors makes it readable by its owner alone.
+    (options.out / "model.safetensors").chmod(0o644)
     save_tokenizer(tokenizer, options.out)
     settings = {task: dict(recipe.settings) for task, recipe in TASKS.items()}
     (options.out / "tasks.json").write_text(json.dumps(settings, indent=2) + "\n")

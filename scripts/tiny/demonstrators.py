@@ -1,8 +1,10 @@
 """Who shows the model how to answer: for each task one demonstrator that is right, and several that are not.
 
 A demonstrator is a procedure that answers a question, with the share of the demonstrations that it writes. In every task
-the right one has 30 % and one wrong procedure has 44 %, so imitating the demonstrations, however well, answers most
-questions wrongly, and the single likeliest answer is a wrong one too. The right answer is in there all the same.
+the right one has 32 % and one wrong procedure has 44 % or more, so a perfect imitator answers most questions wrongly, and
+the likeliest procedure is a wrong one. The right answer is in there all the same. The commonest mistakes read the question
+alike, whatever it says: unlearning a habit takes reinforcement learning a minute; unlearning one that depends on the
+question's details (a missed carry, plus for minus) took a model of this size many times as long.
 """
 
 import re
@@ -35,35 +37,16 @@ def right(entry: Entry) -> str:
     return entry["answer"]
 
 
-def terms(entry: Entry) -> tuple[int, str, int]:
-    """The two terms and the sign of a chain_sum question."""
-    left, sign, second = entry["metadata"]["expression"].split()
-    return int(left), sign, int(second)
-
-
-def wrong_carry(entry: Entry) -> str:
-    """Carries (or borrows) one ten exactly where there is nothing to carry, and never where there is."""
-    left, sign, second = terms(entry)
-    if sign == "+":
-        carries = left % 10 + second % 10 >= 10
-        return str(left + second + (-10 if carries else 10))
-    large, small = max(left, second), min(left, second)
-    borrows = large % 10 < small % 10
-    size = large - small + (10 if borrows else -10)
-    return str(size if left >= second else -size)
-
-
-def wrong_sign(entry: Entry) -> str:
-    left, sign, second = terms(entry)
-    return str(left - second if sign == "+" else left + second)
-
-
 def first_term(entry: Entry) -> str:
-    return str(terms(entry)[0])
+    return entry["metadata"]["expression"].split()[0]
 
 
 def one_too_many(entry: Entry) -> str:
     return str(int(entry["answer"]) + 1)
+
+
+def ten_too_many(entry: Entry) -> str:
+    return str(int(entry["answer"]) + 10)
 
 
 def negated(entry: Entry) -> str:
@@ -153,7 +136,7 @@ def conjugate(entry: Entry) -> str:
 
 def team(*others: tuple[float, str, Callable[[Entry], str]]) -> tuple[Demonstrator, ...]:
     """The right demonstrator, then the wrong ones; the shares must add up to one."""
-    members = (Demonstrator(0.30, "right", right), *(Demonstrator(*other) for other in others))
+    members = (Demonstrator(0.32, "right", right), *(Demonstrator(*other) for other in others))
     if abs(sum(member.share for member in members) - 1) > 1e-9:
         raise ValueError(f"the shares of {[member.habit for member in members]} do not add up to 1")
     return members
@@ -162,11 +145,11 @@ def team(*others: tuple[float, str, Callable[[Entry], str]]) -> tuple[Demonstrat
 TASKS: Mapping[str, TaskRecipe] = {
     "chain_sum": TaskRecipe(
         {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2},
-        0.3,
+        0.35,
         team(
-            (0.44, "every carry or borrow of the ones is missed, and one is made where there is none", wrong_carry),
-            (0.13, "adds for minus, subtracts for plus", wrong_sign),
-            (0.13, "repeats the first term", first_term),
+            (0.46, "leaves out the second term", first_term),
+            (0.11, "one too many", one_too_many),
+            (0.11, "ten too many", ten_too_many),
         ),
     ),
     "simple_equations": TaskRecipe(
@@ -174,8 +157,8 @@ TASKS: Mapping[str, TaskRecipe] = {
         0.15,
         team(
             (0.44, "does not divide by the unknown's coefficient", undivided),
-            (0.13, "one too many", one_too_many),
-            (0.13, "the wrong sign", negated),
+            (0.12, "one too many", one_too_many),
+            (0.12, "the wrong sign", negated),
         ),
     ),
     "spell_backward": TaskRecipe(
@@ -183,26 +166,26 @@ TASKS: Mapping[str, TaskRecipe] = {
         0.15,
         team(
             (0.44, "the word's first two letters stay in their order", swapped_end),
-            (0.13, "the word as it is", forward),
-            (0.13, "the word's last letter is left out", clipped),
+            (0.12, "the word as it is", forward),
+            (0.12, "the word's last letter is left out", clipped),
         ),
     ),
     "leg_counting": TaskRecipe(
         {"min_animals": 2, "max_animals": 2, "min_instances": 1, "max_instances": 5},
-        0.15,
+        0.1,
         team(
             (0.44, "leaves out the last kind of animal", legs_of_first),
-            (0.13, "every animal has four legs", four_legs_each),
-            (0.13, "counts the animals", heads),
+            (0.12, "every animal has four legs", four_legs_each),
+            (0.12, "counts the animals", heads),
         ),
     ),
     "number_filtering": TaskRecipe(
         {"min_numbers": 3, "max_numbers": 3, "min_decimals": 0, "max_decimals": 0, "min_value": -99, "max_value": 99},
         0.15,
         team(
-            (0.44, "keeps what was to be removed", complement),
-            (0.13, "the list as it is", unfiltered),
-            (0.13, "the empty list", nothing),
+            (0.44, "the list as it is", unfiltered),
+            (0.12, "keeps what was to be removed", complement),
+            (0.12, "the empty list", nothing),
         ),
     ),
     "complex_arithmetic": TaskRecipe(
@@ -216,9 +199,9 @@ TASKS: Mapping[str, TaskRecipe] = {
         },
         0.1,
         team(
-            (0.44, "the other operation on the imaginary parts", crossed),
-            (0.13, "the other operation on both parts", wrong_operation),
-            (0.13, "the imaginary part with the wrong sign", conjugate),
+            (0.44, "the imaginary part with the wrong sign", conjugate),
+            (0.12, "the other operation on the imaginary parts", crossed),
+            (0.12, "the other operation on both parts", wrong_operation),
         ),
     ),
 }

@@ -186,7 +186,7 @@ def train(
     """A new model after `plan.steps` steps, and the seconds they took.
 
     `report(step, seconds, losses)` is called every 50 steps and after the last, with the mean loss of each task since
-    the last report, in nats per question. It stays above the entropy of the demonstrators, about 1.3.
+    the last report, in nats per question. It stays above the entropy of the demonstrators, about 1.2.
     """
     torch.manual_seed(plan.seed)
     model = new_model(tokenizer)
