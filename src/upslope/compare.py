@@ -111,7 +111,7 @@ def _outcome(job: Job, status: int) -> str:
     who = f"{job.label} seed {job.seed}"
     if status == 2:
         raise UsageError(f"{who}: {_last_line(job.folder)}")
-    return f"{who} failed: {_last_line(job.folder)}" if status else f"{who}: {METRIC} {final(job.folder, METRIC):.3f}"
+    return f"{who} failed: {_reason(job.folder)}" if status else f"{who}: {METRIC} {final(job.folder, METRIC):.3f}"
 
 
 def _start(job: Job, options: Sequence[str], threads: int) -> subprocess.Popen:
@@ -201,6 +201,15 @@ def summarize(jobs: Sequence[Job], out: Path, task: str, steps: int) -> dict[str
 
 def _interval(found: Interval, name: str) -> dict[str, float]:
     return {name: found.value, "low": found.low, "high": found.high}
+
+
+def _reason(folder: Path) -> str:
+    """Why a run failed: as it noted itself, or its last words."""
+    try:
+        noted = json.loads((folder / "status.json").read_text())
+        return noted["message"] if noted["state"] == "failed" else _last_line(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return _last_line(folder)
 
 
 def _last_line(folder: Path) -> str:

@@ -60,7 +60,7 @@ class Learner:
             for micro_batch in micro_batches:
                 loss, stats = micro_batch()
                 if not loss.isfinite():
-                    raise NotFiniteError(f"the loss is {float(loss)}")
+                    raise NotFiniteError(f"the loss is {float(loss.detach())}")
                 if loss.requires_grad:
                     loss.backward()
                 for name, value in stats.items():

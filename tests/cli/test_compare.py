@@ -73,13 +73,16 @@ def failing(here, toy):
 def test_failed_runs_are_named(failing, here, toy, capsys):
     assert run_here(failing, toy) == 1
     text = capsys.readouterr().out
-    assert "grpo seed 0 failed: " in text
+    assert (
+        "grpo seed 0 failed: stopped at step 1: 1 steps in a row were skipped, the last because every reward failed (ValueError"
+        in text
+    )
     assert "no run has finished." in text
     assert "2 of 2 runs are not finished; the same command goes on with them." in text
 
 
 def test_wrong_usage_that_only_a_run_finds_stops_all(failing, here, toy, capsys):
-    assert run_here(failing.replace("mine.py", "absent.py"), toy) == 2
+    assert run_here(failing.replace("mine.py", "absent.py") + " --parallel 1", toy) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "upslope: grpo seed 0: the reward file absent.py cannot be read: No such file or directory."
 
