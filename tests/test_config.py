@@ -133,3 +133,34 @@ def test_file_that_holds_no_settings(tmp_path, text, message):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UsageError, match=message):
         read_config(tmp_path / "c.yaml")
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.sampled_from([f.name for f in dataclasses.fields(Config)]) | st.text(max_size=5) | st.integers()
+
+
+@given(st.dictionaries(NAMES, ANY, max_size=4))
+def test_whatever_a_file_holds_it_is_a_config_or_refused(values):
+    try:
+        config = config_from(values)
+    except UsageError as error:
+        assert str(error)  # noqa: PT017
+    else:
+        assert all(getattr(config, name) is not None or values[name] is None for name in values)
+
+
+@given(
+    st.lists(
+        st.text(max_size=12) | st.tuples(NAMES, st.text(max_size=8)).map(lambda pair: f"{pair[0]}={pair[1]}"),
+        max_size=3,
+    )
+)
+def test_whatever_set_is_given_it_is_a_config_or_refused(overrides):
+    try:
+        config_from(merge_overrides({}, overrides))
+    except UsageError as error:
+        assert str(error)  # noqa: PT017

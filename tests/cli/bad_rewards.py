@@ -149,7 +149,7 @@ FAILED = [
         {"mine.py": TRL + "return [1.0] * len(completions)"},
     ),
     Case(
-        "reward prints 300 MB",
+        "reward prints hundreds of megabytes",
         MINE,
         0,
         ("the reward printed: aaa", "bytes in all, the rest was thrown away"),

@@ -5,7 +5,10 @@ import resource
 import shutil
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from upslope.__main__ import main
 from upslope.runs.lock import RunLock
 from upslope.runs.metrics import read_metrics
 
@@ -99,3 +102,24 @@ def test_run_folder_of_another_process(here, toy, trained, capsys):
         lock.release()
     assert "run is in use by process" in capsys.readouterr().err
     assert contents(here) == before
+
+
+WORD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=10)
+NAME = (
+    st.sampled_from(
+        ["grpo", "grpo@trl", "ppo_llm", "rlvr", "ratio_high=1.3", "advantage=rloo", "beta=x", "--json", "--page", "--"]
+    )
+    | WORD
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["show", "diff", "methods", "tasks", "report", "describe", "list"]) | WORD,
+    st.lists(NAME, max_size=3),
+)
+def test_whatever_words_are_typed_there_is_an_answer(here, capsys, command, words):
+    status = main([command, *words])
+    captured = capsys.readouterr()
+    assert status in (0, 2), captured.err
+    assert len(captured.err.splitlines()) == (1 if status == 2 else 0), captured.err
