@@ -2,9 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Idle threads sleep instead of spinning: two processes side by side would starve each other.
-export OMP_WAIT_POLICY ?= PASSIVE
-export GOMP_SPINCOUNT ?= 0
+# Idle threads spin only briefly before they sleep: two processes side by side would starve each other.
+export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: venv demo test test-learning bench lint docs tiny clean
 

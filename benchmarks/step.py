@@ -14,7 +14,7 @@ import zlib
 
 import torch
 
-PROMPTS, NEW_TOKENS, STEPS, VOCABULARY = 8, 32, 4, 1024
+PROMPTS, NEW_TOKENS, STEPS, VOCABULARY = 8, 32, 3, 1024
 
 
 def tiny_llama():
