@@ -151,6 +151,17 @@ def test_dynamic_sampling_keeps_groups_that_differ_and_says_when_there_are_few(p
     )
 
 
+def test_dynamic_sampling_draws_no_more_than_it_lacks(policy):
+    """Two of three groups differ: the first round of 6 leaves a few to draw, not 6 again."""
+
+    def useful(example, text):
+        return Outcome(float(text > "M") if int(example.key[1:]) % 3 else 1.0)
+
+    found, state = collect(collector(policy, useful, "dapo", group_size=16), prompts=6)
+    assert int(found.batch.group.max()) + 1 == 6
+    assert 6 < state["cursor"] < 12
+
+
 def test_first_batch_of_failures_only(policy):
     found, _ = collect(collector(policy, lambda e, t: Outcome(1.0)))
     assert first_batch(found.rollouts, [Outcome(None, failure="x")] * len(found.rollouts)) is None

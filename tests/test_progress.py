@@ -29,7 +29,7 @@ def test_sparkline_keeps_order(values):
 
 
 def test_sparkline_takes_means_of_equal_spans():
-    assert sparkline([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([1, -1, 0, 2, 3, 1, 2, 4, 5, 3, 4, 6, 7, 5, 6, 8], 8) == "▁▂▃▄▅▆▇█"
     assert sparkline([3.0, 3.0], 5) == "▁▁"
     assert sparkline([], 5) == ""
 
