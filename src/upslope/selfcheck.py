@@ -146,4 +146,6 @@ def _save_and_resume(parts: Parts, rollouts: Rollouts, config: Config) -> Check:
     gap = float((one - two).abs().max())
     limit = 1e-4 if policy.dtype == torch.float32 else 0.2
     message = f"saved and loaded, {len(changed)} weights changed; log-probs differ by {gap:.1e}"
-    return Check("save and load", not changed and gap <= limit, gap, limit, message)
+    if changed:
+        return Check("save and load", False, float(len(changed)), 0.0, message)
+    return Check("save and load", gap <= limit, gap, limit, message)
