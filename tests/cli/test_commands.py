@@ -129,12 +129,16 @@ def test_train_on_own_data_with_own_reward(say, here, source):
 
 
 def test_train_the_embedded_model_and_go_on_from_its_config(say, here):
-    text = say("train dr_grpo --task chain_sum --steps 1 --set ratio_high=1.3")
+    text = say("train dr_grpo --task chain_sum --steps 2 --set ratio_high=1.3")
     assert "report: runs/dr_grpo-chain_sum/report.html" in text
     say("train --config runs/dr_grpo-chain_sum/config.yaml --out again")
     first, second = (read_metrics(here / run / "metrics.jsonl") for run in ("runs/dr_grpo-chain_sum", "again"))
-    assert first[1]["loss"] == second[1]["loss"]
-    say("train --out again --resume --steps 2")
+    for one, other in zip(first, second, strict=True):
+        assert {name for name in one if one[name] != other[name]} <= {
+            name for name in one if name.startswith(("time/", "tokens_per"))
+        }
+    assert "reward" in first[1]
+    say("train --out again --resume --steps 3")
     assert "ratio_high: 1.3" in (here / "again" / "config.yaml").read_text()
     assert "report: runs/dr_grpo-chain_sum-2/report.html" in say("train dr_grpo --task chain_sum --steps 0")
 
