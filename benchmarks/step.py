@@ -6,11 +6,11 @@ Both systems get the same model, prompts, group size, number of new tokens, opti
 
 import itertools
 import json
-import resource
 import sys
 import tempfile
 import time
 import zlib
+from pathlib import Path
 
 import torch
 
@@ -127,8 +127,9 @@ def run_trl(length: int, group: int) -> tuple[float, list[float]]:
 
 
 def peak() -> float:
-    """Peak resident memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory of this process so far, MB (Linux; getrusage would keep the peak of the process that started it)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -241,3 +241,8 @@ def test_wrong_settings(toy, settings, message):
     options = {**SMALL, "model": toy, "steps": 1, **settings}
     with pytest.raises(UsageError, match=message):
         Trainer("grpo", task=LettersTask(), **options)
+
+
+def test_default_learning_rate_of_a_small_model_is_what_the_settings_say(toy):
+    """1e-3 breaks the embedded model within ten steps."""
+    assert trained(toy, steps=1).rows[1]["lr"] == pytest.approx(1e-4)

@@ -140,7 +140,7 @@ def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | No
     size = sum(parameter.numel() for parameter in actor.model.parameters())
     lr = config.optimizer.lr
     if lr is None:
-        lr = 1e-3 if size < 20e6 else 1e-5 if lora else 1e-6
+        lr = 1e-4 if size < 20e6 else 1e-5 if lora else 1e-6
     per_step = recipe.update.minibatches * recipe.update.epochs  # type: ignore[union-attr]
     learner = Learner(actor.parameters(), lr, config.optimizer, config.steps * per_step)
     actors = Actors(actor, learner, reference)
