@@ -87,7 +87,10 @@ def test_close_ends_workers_and_an_idle_worker_that_died_is_replaced(tmp_path, r
     assert judge.score([Example("k", "q")], ["quick"])[0].value == 1.0
     os.kill(pids(tmp_path)[0], signal.SIGKILL)
     assert wait_until(lambda: not is_running(pids(tmp_path)[0]))
-    assert judge.score([Example("k", "q")], ["quick"])[0].value == 1.0
+    after, later = (judge.score([Example("k", "q")], ["quick"])[0] for _ in range(2))
+    # Where the pipe is not closed yet, the death is noticed by the sample that was sent: a named failure, never a zero.
+    assert after.value == 1.0 or "SIGKILL" in after.failure
+    assert later.value == 1.0
     first, second = pids(tmp_path)
     assert first != second
     judge.close()
