@@ -91,10 +91,10 @@ def test_close_ends_workers_and_an_idle_worker_that_died_is_replaced(tmp_path, r
     # Where the pipe is not closed yet, the death is noticed by the sample that was sent: a named failure, never a zero.
     assert after.value == 1.0 or "SIGKILL" in after.failure
     assert later.value == 1.0
-    first, second = pids(tmp_path)
-    assert first != second
+    first, *others = pids(tmp_path)
+    assert set(others) - {first}
     judge.close()
-    assert wait_until(lambda: not is_running(second))
+    assert wait_until(lambda: not any(is_running(other) for other in others))
 
 
 def test_a_closed_judge_says_so():
