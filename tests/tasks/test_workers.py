@@ -86,15 +86,13 @@ def test_close_ends_workers_and_an_idle_worker_that_died_is_replaced(tmp_path, r
     judge = Judge(parse_reward(f"{reward}:f"))
     assert judge.score([Example("k", "q")], ["quick"])[0].value == 1.0
     os.kill(pids(tmp_path)[0], signal.SIGKILL)
-    assert wait_until(lambda: not is_running(pids(tmp_path)[0]))
-    after, later = (judge.score([Example("k", "q")], ["quick"])[0] for _ in range(2))
-    # Where the pipe is not closed yet, the death is noticed by the sample that was sent: a named failure, never a zero.
-    assert after.value == 1.0 or "SIGKILL" in after.failure
-    assert later.value == 1.0
-    first, *others = pids(tmp_path)
-    assert set(others) - {first}
+    # Not is_running: a process whose first thread is gone looks like a zombie while its other threads still end.
+    assert wait_until(lambda: judge.pool.workers[0].child.process.poll() is not None)
+    assert judge.score([Example("k", "q")], ["quick"])[0].value == 1.0
+    first, second = pids(tmp_path)
+    assert first != second
     judge.close()
-    assert wait_until(lambda: not any(is_running(other) for other in others))
+    assert wait_until(lambda: not is_running(second))
 
 
 def test_a_closed_judge_says_so():
