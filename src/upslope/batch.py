@@ -35,7 +35,9 @@ COLUMNS = {
     "entropy": Column("RT", "float", "entropy of the policy's next-token distribution, in nats"),
     "value": Column("RT", "float", "the critic's value of the state before each token, with gradient"),
     "old_value": Column("RT", "float", "the critic's value before the update", "pass value.detach() on-policy"),
-    "anchor_logp": Column("RT", "float", "log-prob under the policy at the start of the step, where old_logp is an older one's"),
+    "anchor_logp": Column(
+        "RT", "float", "log-prob under the policy at the start of the step, where old_logp is an older one's"
+    ),
     "masked_logp": Column("RT", "float", "log-prob before the update, with a part of the prompt hidden"),
     "reward": Column("R", "float", "reward of the completion"),
     "token_reward": Column("RT", "float", "reward per token, the completion's included"),

@@ -211,7 +211,9 @@ def _verdict_columns(rollouts: Rollouts, outcomes: Sequence[Outcome], needs: fro
     """What the verifier says beside the reward. Without a part `answer`, the completion's last line is the answer."""
     made = {}
     for name in sorted(needs & VERDICT_COLUMNS):
-        missing = [row for row, outcome in enumerate(outcomes) if outcome.value is not None and name not in outcome.parts]
+        missing = [
+            row for row, outcome in enumerate(outcomes) if outcome.value is not None and name not in outcome.parts
+        ]
         if not missing:
             made[name] = torch.tensor([float(outcome.parts.get(name, 0.0)) for outcome in outcomes])
         elif name == "answer":

@@ -12,7 +12,6 @@ from upslope.errors import UsageError
 from upslope.recipe import Recipe
 from upslope.registry import HEADINGS, find, make
 
-
 VOCABULARY = 7
 
 
