@@ -164,4 +164,4 @@ def test_dynamic_sampling_draws_no_more_than_it_lacks(policy):
 
 def test_first_batch_of_failures_only(policy):
     found, _ = collect(collector(policy, lambda e, t: Outcome(1.0)))
-    assert first_batch(found.rollouts, [Outcome(None, failure="x")] * len(found.rollouts)) is None
+    assert first_batch(found.rollouts, [Outcome(None, failure="x")] * len(found.rollouts), found.examples) is None

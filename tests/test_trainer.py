@@ -140,8 +140,8 @@ def test_a_loss_that_is_not_finite_skips_the_step_and_keeps_the_weights(toy):
     before = weights(trainer).clone()
     score = trainer.parts.actors.policy.score
 
-    def broken(rollouts, needs=frozenset({"logp"}), *, rows=None):
-        columns = score(rollouts, needs, rows=rows)
+    def broken(rollouts, needs=frozenset({"logp"}), **options):
+        columns = score(rollouts, needs, **options)
         return {**columns, "logp": columns["logp"] + torch.tensor(float("nan"))}
 
     trainer.parts.actors.policy.score = broken

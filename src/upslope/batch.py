@@ -35,6 +35,10 @@ COLUMNS = {
     "entropy": Column("RT", "float", "entropy of the policy's next-token distribution, in nats"),
     "value": Column("RT", "float", "the critic's value of the state before each token, with gradient"),
     "old_value": Column("RT", "float", "the critic's value before the update", "pass value.detach() on-policy"),
+    "anchor_logp": Column(
+        "RT", "float", "log-prob under the policy at the start of the step, where old_logp is an older one's"
+    ),
+    "masked_logp": Column("RT", "float", "log-prob before the update, with a part of the prompt hidden"),
     "reward": Column("R", "float", "reward of the completion"),
     "token_reward": Column("RT", "float", "reward per token, the completion's included"),
     "valid": Column(
@@ -48,6 +52,11 @@ COLUMNS = {
     "turn": Column("RT", "int", "turn of a dialogue that a token belongs to"),
     "prompt": Column("R", "int", "prompt that the row was conditioned on"),
     "group": Column("R", "int", "rows that are compared with each other", "pass group=torch.arange(R) // G"),
+    "prompt_key": Column("R", "int", "identity of the prompt over the whole run"),
+    "answer": Column("R", "int", "rows with the same final answer have the same number"),
+    "prediction": Column("R", "float", "the number that the completion gives as its answer"),
+    "stratum": Column("R", "int", "structural label of the completion, such as its number of tool calls"),
+    "progress": Column("R", "float", "share of the run's steps that are done, 0 at the first (default: 0)"),
     "trajectory": Column("R", "int", "episode that the row belongs to"),
     "source": Column("R", "int", f"where the row came from: index into {SOURCES}"),
     "hidden": Column("RT*", "float", "hidden state that predicts each token"),
@@ -98,6 +107,8 @@ class Batch:
             return torch.ones_like(self.logp)
         if name == "valid":
             return torch.ones(len(self), dtype=torch.bool, device=self.logp.device)
+        if name == "progress":
+            return self.logp.new_zeros(len(self), dtype=self.dtype)
         raise UsageError(self._absent(name))
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from upslope.batch import Batch
+from upslope.batch import COLUMNS, Batch
 from upslope.errors import UsageError
-from upslope.recipe import Recipe
+from upslope.recipe import Observation, Recipe
 from upslope.rollout import Example, Outcome, Rollouts, Sampling
 
 Encode = Callable[[Any], list[int]]
@@ -80,6 +80,7 @@ class Collector:
             recipe,
             limit,
         )
+        self.observe = observed_at_sampling(recipe)
         self._encoded: dict[str, list[int]] = {}
 
     def collect(
@@ -140,14 +141,14 @@ class Collector:
     ) -> Collected:
         started = time.perf_counter()
         rollouts = self.engine.generate(
-            [self._ids(e) for e in examples], [group_size] * len(examples), sampling, generator
+            [self._ids(e) for e in examples], [group_size] * len(examples), sampling, generator, self.observe
         )
         sampled = time.perf_counter()
         of_row = [examples[index] for index in rollouts.prompt.tolist()]
         ids = [row[:length].tolist() for row, length in zip(rollouts.tokens, rollouts.length.tolist(), strict=True)]
         outcomes = self.judge.score(of_row, rollouts.text, ids)
         seconds = {"rollout": sampled - started, "reward": time.perf_counter() - sampled}
-        batch = first_batch(rollouts, outcomes)
+        batch = first_batch(rollouts, outcomes, of_row, self.recipe.needs)
         return Collected(rollouts, of_row, outcomes, batch, {}, seconds)
 
     def _merge(self, rounds: list[Collected], events: list[Event]) -> Collected:
@@ -163,7 +164,8 @@ class Collector:
         rollouts = Rollouts.concatenate([part.rollouts.select(kept) for part, kept in chosen])
         examples = [part.examples[row] for part, kept in chosen for row in kept.tolist()]
         outcomes = [part.outcomes[row] for part, kept in chosen for row in kept.tolist()]
-        return Collected(rollouts, examples, outcomes, first_batch(rollouts, outcomes), metrics, seconds, events)
+        batch = first_batch(rollouts, outcomes, examples, self.recipe.needs)
+        return Collected(rollouts, examples, outcomes, batch, metrics, seconds, events)
 
     def _kept_rows(self, part: Collected) -> torch.Tensor:
         if part.batch is None:
@@ -171,8 +173,14 @@ class Collector:
         return self.recipe.curriculum.keep(part.batch)[part.batch.group].nonzero().squeeze(1)  # type: ignore[union-attr]
 
 
-def first_batch(rollouts: Rollouts, outcomes: Sequence[Outcome]) -> Batch | None:
-    """The columns that sampling and rewards give; None where no reward is valid."""
+def first_batch(
+    rollouts: Rollouts, outcomes: Sequence[Outcome], examples: Sequence[Example], needs: frozenset[str] = frozenset()
+) -> Batch | None:
+    """The columns that sampling and rewards give; None where no reward is valid. `examples`: that of each row.
+
+    Of `needs`, columns that the verifier names among an outcome's parts are taken from there.
+    Raises UsageError where it does not name one that only it can give.
+    """
     valid = torch.tensor([outcome.value is not None for outcome in outcomes])
     if not valid.any():
         return None
@@ -185,14 +193,58 @@ def first_batch(rollouts: Rollouts, outcomes: Sequence[Outcome]) -> Batch | None
         behavior_logp=rollouts.behavior_logp,
         mask=rollouts.mask,
         tokens=rollouts.tokens,
+        turn=torch.zeros_like(rollouts.tokens),
         reward=reward,
         valid=valid,
         truncated=torch.tensor([finish == "length" for finish in rollouts.finish]),
         group=rollouts.prompt,
         prompt=rollouts.prompt,
+        prompt_key=torch.tensor([key_number(example.key) for example in examples]),
         trajectory=torch.arange(len(rollouts)),
         source=torch.zeros(len(rollouts), dtype=torch.int64),
+        **rollouts.observed,
+        **_verdict_columns(rollouts, outcomes, needs),
     )
+
+
+def _verdict_columns(rollouts: Rollouts, outcomes: Sequence[Outcome], needs: frozenset[str]) -> dict[str, torch.Tensor]:
+    """What the verifier says beside the reward. Without a part `answer`, the completion's last line is the answer."""
+    made = {}
+    for name in sorted(needs & VERDICT_COLUMNS):
+        missing = [
+            row for row, outcome in enumerate(outcomes) if outcome.value is not None and name not in outcome.parts
+        ]
+        if not missing:
+            made[name] = torch.tensor([float(outcome.parts.get(name, 0.0)) for outcome in outcomes])
+        elif name == "answer":
+            numbers: dict[str, int] = {}
+            last = [text.strip().rpartition("\n")[2] for text in rollouts.text]
+            made[name] = torch.tensor([numbers.setdefault(line, len(numbers)) for line in last])
+        else:
+            raise UsageError(
+                f"the method reads '{name}' ({COLUMNS[name].meaning}), but the task's verifier does not give it for "
+                f"{len(missing)} of {len(outcomes)} completions. Return it among the parts of the reward."
+            )
+    return made
+
+
+VERDICT_COLUMNS = frozenset({"answer", "prediction", "stratum"})
+
+
+def key_number(key: str) -> int:
+    """A 63-bit number for the key of an example, the same in every process."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+
+
+def observed_at_sampling(recipe: Recipe) -> dict[str, Observation]:
+    """What a recipe reads of the distributions that are sampled from, before the update."""
+    functions = {"entropy": entropy_of, **recipe.observes()}
+    return {name: functions[name] for name in sorted(recipe.needs_before & functions.keys())}
+
+
+def entropy_of(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Entropy [M] of distributions [M, V], in nats."""
+    return torch.special.entr(log_probs.exp()).sum(-1)
 
 
 def reward_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:

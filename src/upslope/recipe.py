@@ -1,6 +1,6 @@
 """Recipe: a published method as parts. `prepare` once per step without gradient, `loss` per micro-batch, linear in the split."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, overload
 
@@ -13,6 +13,7 @@ from upslope.errors import UsageError
 Level = Literal["token", "sequence"]
 State = dict[str, Any]
 Stats = dict[str, Tensor]
+Observation = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Part:
     """Plain settings and a `__call__`. Subclasses are frozen dataclasses; what they remember is passed in and out.
 
     needs      columns read besides logp and mask; a property where they depend on settings
+    makes      columns that a part of the stages `advantage` and `control` returns by name
     formula    the part in one line for `describe`, with {setting} places
     stateful   True: `init()` gives the first state and the call is `(batch, state) -> (result, state)`
     couples_group   True: the loss of a row depends on its group, so micro-batches keep groups whole
@@ -27,6 +29,7 @@ class Part:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    makes: ClassVar[frozenset[str]] = frozenset()
     formula: ClassVar[str] = ""
     stateful: ClassVar[bool] = False
     couples_group: ClassVar[bool] = False
@@ -38,6 +41,18 @@ class Part:
     def init(self) -> State:
         """The state before the first step: nested dicts of tensors, numbers and strings."""
         return {}
+
+    def observes(self) -> Mapping[str, Observation]:
+        """Columns [R, T] that are functions of the whole next-token distribution at every position, by name.
+
+        Each maps log_probs [M, V] and the chosen tokens [M] to [M]. Nobody keeps the distributions: the engine evaluates the
+        functions while it samples, the policy where it scores.
+        """
+        return {}
+
+    def alter_prompt(self, ids: Sequence[int], blank: int, generator: torch.Generator) -> list[int]:
+        """The prompt under which the column `masked_logp` is computed, for a part that reads it."""
+        raise NotImplementedError
 
     def stats(self, batch: Batch) -> Stats:
         """Diagnostics per token [R, T] or per row [R], logged as batch-wide means; called without gradient."""
@@ -74,10 +89,13 @@ class Term:
 class Recipe:
     """The parts of a method, one field per stage; every stage but `surrogate` and `aggregate` may be None.
 
-        reward -> advantage -> weight -> surrogate + regularizer -> aggregate        (+ further `terms`)
+        reward -> advantage -> weight -> control -> surrogate + regularizer -> aggregate        (+ further `terms`)
 
-    `rollout`, `update`, `curriculum` and `critic` are read by the trainer. A stage may hold a tuple of parts: rewards and
-    weights apply in that order, regularizers add up. Build variants with `replace`, settings with `with_settings`.
+    Rewards, advantages and weights are made once per step, over all its rollouts (`credit`). `control` parts run once per
+    mini-batch, without gradient, on the current log-probs: they return columns by name, such as a selection of tokens, the
+    bounds of a clip or a dual variable, and may remember (`minibatch`). `loss` runs per micro-batch.
+    `rollout`, `update`, `curriculum` and `critic` are read by the trainer. A stage may hold a tuple of parts: rewards, weights
+    and controls apply in that order, regularizers add up. Build variants with `replace`, settings with `with_settings`.
     """
 
     surrogate: Part
@@ -85,6 +103,7 @@ class Recipe:
     reward: Parts = None
     advantage: Part | None = None
     weight: Parts = None
+    control: Parts = None
     regularizer: Parts = None
     rows: Part | None = None
     terms: tuple[Term, ...] = ()
@@ -121,12 +140,30 @@ class Recipe:
     @property
     def needs(self) -> frozenset[str]:
         """Columns that the recipe reads from outside, besides logp and mask."""
+        return self._read(frozenset(STAGES) - TRAINER_STAGES)
+
+    @property
+    def needs_each_pass(self) -> frozenset[str]:
+        """Those of them that are read under the current policy: by `control`, and by the loss itself."""
+        return self.needs & self._read(frozenset(STAGES) - TRAINER_STAGES - CREDIT_STAGES)
+
+    @property
+    def needs_before(self) -> frozenset[str]:
+        """Those of them that are read once per step, under the policy that the rollouts came from."""
+        return self.needs & self._read(CREDIT_STAGES)
+
+    def observes(self) -> dict[str, Observation]:
+        """The functions of next-token distributions that the parts ask for, by column."""
+        return {name: function for _, part in self.stages() for name, function in part.observes().items()}
+
+    def _read(self, stages: frozenset[str]) -> frozenset[str]:
+        """Columns that the parts of these stages (and of all terms) read and no earlier part of theirs makes."""
         needed: set[str] = set()
         made: set[str] = set()
         for stage, part in self.stages():
-            if stage not in TRAINER_STAGES:
+            if stage in stages or (stage.startswith("terms") and "surrogate" in stages):
                 needed |= part.needs - made
-                made |= MADE_BY.get(stage, frozenset())
+                made |= MADE_BY.get(stage, frozenset()) | part.makes
         return frozenset(needed)
 
     @property
@@ -161,28 +198,28 @@ class Recipe:
     def prepare(self, batch: Batch) -> Batch: ...
     @overload
     def prepare(self, batch: Batch, state: State) -> tuple[Batch, State]: ...
-    @torch.no_grad()
     def prepare(self, batch: Batch, state: State | None = None) -> Batch | tuple[Batch, State]:
-        """Rewards, advantages, weights and denominators of the whole batch, without gradient.
+        """`credit`, then `minibatch`: everything before `loss`, for a batch that is used in one optimizer step.
 
         With the `state` of the step before, returns the next one too; without, every part starts from `init()`.
+        """
+        batch, after = self.credit(batch, self.init() if state is None else state)
+        batch, after = self.minibatch(batch, after)
+        return batch if state is None else (batch, after)
+
+    @torch.no_grad()
+    def credit(self, batch: Batch, state: State) -> tuple[Batch, State]:
+        """Rewards, advantages and weights of a step's whole batch, without gradient, and the next state.
+
         Rows whose reward failed (`valid` False) are masked out of the loss and of every denominator.
         """
-        states = self.init() if state is None else dict(state)
         if "valid" in batch:
             if not batch.valid.any():
                 raise UsageError(
                     "every row's reward failed (column 'valid' is all False): there is nothing to learn from."
                 )
             batch = batch.replace(mask=batch.mask & batch.valid.unsqueeze(1))
-        keys = {id(part): key for key, part in self.parts().items()}
-
-        def call(part: Part, batch: Batch) -> Any:
-            if not part.stateful:
-                return part(batch.read_by(part))
-            result, states[keys[id(part)]] = part(batch.read_by(part), states[keys[id(part)]])
-            return result
-
+        call = _Caller(self, state)
         for part in as_tuple(self.reward):
             shaped = call(part, batch)
             batch = batch.replace(**{"token_reward" if shaped.ndim == 2 else "reward": shaped})
@@ -191,14 +228,21 @@ class Recipe:
             batch = batch.replace(**(advantage if isinstance(advantage, dict) else {"advantage": advantage}))
         for part in as_tuple(self.weight):
             batch = batch.replace(weight=batch.weight * call(part, batch))
-        batch = self.denominators(batch.read_by(None))
-        return batch if state is None else (batch, states)
+        return batch.read_by(None), call.states
+
+    @torch.no_grad()
+    def minibatch(self, batch: Batch, state: State) -> tuple[Batch, State]:
+        """The columns of `control`, on the current log-probs of one mini-batch, its denominators, and the next state."""
+        call = _Caller(self, state)
+        for part in as_tuple(self.control):
+            batch = batch.replace(**call(part, batch))
+        return self.denominators(batch.read_by(None)), call.states
 
     @torch.no_grad()
     def denominators(self, batch: Batch) -> Batch:
         """The columns by which `loss` multiplies: what is divided by what, over this batch as a whole.
 
-        Called by `prepare`; a trainer calls it again for each mini-batch, since a mini-batch has its own denominators.
+        Each mini-batch has its own, so `minibatch` calls it.
         """
         columns: dict[str, Tensor] = {
             "token_share": batch.mask.to(batch.dtype) / batch.mask.sum(),
@@ -262,10 +306,27 @@ class Recipe:
         return (main, *self.terms)
 
 
+class _Caller:
+    """Calls parts of a recipe; those that remember with their state, which is replaced by the one they return."""
+
+    def __init__(self, recipe: Recipe, state: State) -> None:
+        self.states = dict(state)
+        self.keys = {id(part): key for key, part in recipe.parts().items()}
+
+    def __call__(self, part: Part, batch: Batch) -> Any:
+        if not part.stateful:
+            return part(batch.read_by(part))
+        key = self.keys[id(part)]
+        result, self.states[key] = part(batch.read_by(part), self.states[key])
+        return result
+
+
 STAGES = (
-    "curriculum", "rollout", "reward", "critic", "advantage", "weight", "rows", "surrogate", "regularizer", "aggregate", "update",
+    "curriculum", "rollout", "reward", "critic", "advantage", "weight", "control", "rows", "surrogate", "regularizer",
+    "aggregate", "update",
 )  # fmt: skip
 TRAINER_STAGES = frozenset({"curriculum", "rollout", "critic", "update"})
+CREDIT_STAGES = frozenset({"reward", "advantage", "weight"})
 MADE_BY = {
     "reward": frozenset({"token_reward"}),
     "advantage": frozenset({"advantage", "returns"}),

@@ -1,6 +1,6 @@
 """What passes between a task, an engine and a policy: questions, sampled answers, verdicts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -35,13 +35,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. `top_k` 0 and `top_p` 1 mean no truncation; `stop` strings end a completion."""
+    """How completions are drawn. `top_k` 0 and `top_p` 1 mean no truncation; `stop` strings end a completion.
+
+    `adapt`, where given, maps the entropies [r] of the next-token distributions (temperature 1, nats) to the temperatures [r]
+    at which they are sampled, instead of `temperature`.
+    """
 
     max_tokens: int = 64
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     stop: tuple[str, ...] = ()
+    adapt: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Rollouts:
     behavior_logp   log-prob under the distribution that was sampled from   [R, T] float32, 0 beyond `length`
     finish          "stop" (end token or stop string) or "length"           R strings
     text            decoded completion without special tokens               R strings
+    observed        further columns of what was sampled from, by name       each [R, T] float32
     """
 
     prompts: Sequence[Sequence[int]]
@@ -68,6 +74,7 @@ class Rollouts:
     behavior_logp: Tensor
     finish: Sequence[Finish]
     text: Sequence[str]
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -82,6 +89,7 @@ class Rollouts:
             length=self.length[rows],
             finish=[self.finish[row] for row in rows.tolist()],
             text=[self.text[row] for row in rows.tolist()],
+            observed={name: column[rows, :width] for name, column in self.observed.items()},
             **columns,
         )
 
@@ -90,16 +98,18 @@ class Rollouts:
         """One after the other; prompts are not merged, so equal prompts of different parts stay apart."""
         width = max(part.tokens.shape[1] for part in parts)
         offsets = torch.tensor([0, *(len(part.prompts) for part in parts)]).cumsum(0)
-        columns = {
-            name: torch.cat([torch.nn.functional.pad(getattr(p, name), (0, width - p.tokens.shape[1])) for p in parts])
-            for name in TOKEN_COLUMNS
-        }
+
+        def joined(columns: Sequence[Tensor]) -> Tensor:
+            return torch.cat([torch.nn.functional.pad(column, (0, width - column.shape[1])) for column in columns])
+
+        columns = {name: joined([getattr(part, name) for part in parts]) for name in TOKEN_COLUMNS}
         return Rollouts(
             prompts=[ids for part in parts for ids in part.prompts],
             prompt=torch.cat([part.prompt + offset for part, offset in zip(parts, offsets, strict=False)]),
             length=torch.cat([part.length for part in parts]),
             finish=[finish for part in parts for finish in part.finish],
             text=[text for part in parts for text in part.text],
+            observed={name: joined([part.observed[name] for part in parts]) for name in parts[0].observed},
             **columns,
         )
 

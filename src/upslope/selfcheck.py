@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from upslope.collect import first_batch, seeded
+from upslope.collect import VERDICT_COLUMNS, first_batch, observed_at_sampling, seeded
 from upslope.config import Config
 from upslope.engines.gap import sampler_gap
 from upslope.learner import Learner
-from upslope.rollout import Outcome, Rollouts, Sampling
+from upslope.rollout import Example, Outcome, Rollouts, Sampling
 from upslope.setup import Parts, fitting
 from upslope.update import Actors, Updater
 
@@ -51,7 +51,8 @@ def _sample(parts: Parts, config: Config) -> Rollouts:
     examples, _ = fitting(parts.train_examples, policy.encode, parts.prompt_limit, 4, "training")
     ids = [policy.encode(example.prompt) for example in examples]
     sampling = Sampling(min(parts.max_tokens, 16))
-    return parts.engine.generate(ids, [2] * len(ids), sampling, seeded(config.seed, "self-check"))
+    generator = seeded(config.seed, "self-check")
+    return parts.engine.generate(ids, [2] * len(ids), sampling, generator, observed_at_sampling(parts.recipe))
 
 
 def _tokens_round_trip(parts: Parts) -> Check:
@@ -103,8 +104,10 @@ def _gradient(parts: Parts, rollouts: Rollouts, tokens_per_pass: int) -> torch.T
     learner = _RecordingLearner(policy.parameters())
     actors = Actors(policy, learner, parts.actors.reference, parts.actors.critic, None)
     updater = Updater(_once(parts.recipe), actors, tokens_per_pass=tokens_per_pass, recompute_old_logp=False)
-    outcomes = [Outcome(float(row % 2)) for row in range(len(rollouts))]
-    batch = first_batch(rollouts, outcomes)
+    rewards = [float(row % 2) for row in range(len(rollouts))]
+    outcomes = [Outcome(reward, dict.fromkeys(VERDICT_COLUMNS, reward)) for reward in rewards]
+    examples = [Example(str(prompt), "") for prompt in rollouts.prompt.tolist()]
+    batch = first_batch(rollouts, outcomes, examples, parts.recipe.needs)
     assert batch is not None
     updater.update(rollouts, batch, parts.recipe.init(), ("self-check",))
     return learner.gradient

@@ -12,6 +12,8 @@ from upslope.errors import UsageError
 from upslope.recipe import Recipe
 from upslope.registry import HEADINGS, find, make
 
+VOCABULARY = 7
+
 
 def batch_of(
     rewards: Sequence[Sequence[float]], *, lengths: Sequence[int] | None = None, seed: int = 0, **columns: Any
@@ -46,9 +48,36 @@ def batch_of(
         "trajectory": torch.arange(rows),
         "source": torch.zeros(rows),
         "truncated": torch.zeros(rows, dtype=torch.bool),
-        "tokens": torch.randint(0, 7, mask.shape, generator=generator),
+        "tokens": torch.randint(0, VOCABULARY, mask.shape, generator=generator),
+        "turn": torch.zeros(mask.shape, dtype=torch.int64),
+        "prompt_key": 1000 + group,
+        "masked_logp": logp - 0.5 * normal(*mask.shape).abs(),
+        "anchor_logp": logp.clone(),
+        "answer": torch.randint(0, 3, (rows,), generator=generator),
+        "prediction": 1 + 4 * torch.rand(rows, generator=generator, dtype=torch.float64),
+        "stratum": torch.randint(0, 2, (rows,), generator=generator),
+        "hidden": normal(*mask.shape, 4),
     }
-    return Batch(**{**made, **columns})
+    made = {**made, **columns}
+    rest = normal(*mask.shape, VOCABULARY)
+    if "log_distribution" not in made and made["tokens"].shape == made["logp"].shape:
+        made["log_distribution"] = _distribution(made["logp"].detach(), made["tokens"], rest)
+    return Batch(**made)
+
+
+def _distribution(logp: Tensor, tokens: Tensor, rest: Tensor) -> Tensor:
+    """Log-probs [R, T, V] in which each token has its `logp`, and the others share what is left by softmax(rest)."""
+    chosen = torch.nn.functional.one_hot(tokens.clamp(0, VOCABULARY - 1), VOCABULARY).bool()
+    others = rest.masked_fill(chosen, -torch.inf).log_softmax(-1)
+    left = torch.log1p(-logp.exp().clamp(max=1 - 1e-12)).unsqueeze(-1)
+    return torch.where(chosen, logp.unsqueeze(-1), others + left)
+
+
+def with_observed(recipe: Recipe, batch: Batch) -> Batch:
+    """The batch with the columns that the recipe's parts observe of next-token distributions, from `log_distribution`."""
+    log_probs, tokens = batch.log_distribution.flatten(0, 1), batch.tokens.flatten()
+    made = {name: function(log_probs, tokens).view_as(batch.logp) for name, function in recipe.observes().items()}
+    return batch.replace(**made)
 
 
 def value_and_gradient(recipe: Recipe, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -81,7 +110,7 @@ def check_method(name: str, **columns: Any) -> None:
     recipe = make(name)
     off_policy = batch_of(REWARDS, seed=1, **columns)
     shift = 0.3 * torch.randn(off_policy.logp.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    batch = off_policy.replace(old_logp=off_policy.logp + shift)
+    batch = with_observed(recipe, off_policy.replace(old_logp=off_policy.logp + shift))
     check_columns(recipe, batch)
     check_invariances(recipe, batch)
     check_failed_rewards(recipe, batch)

@@ -176,9 +176,8 @@ class Trainer:
             reasons.append(_why_empty(collected.events, row))
         else:
             started = time.perf_counter()
-            result, self._states = self.updater.update(
-                collected.rollouts, collected.batch, self._states, (config.seed, step)
-            )
+            batch = collected.batch.replace(progress=torch.full((len(collected.batch),), (step - 1) / config.steps))
+            result, self._states = self.updater.update(collected.rollouts, batch, self._states, (config.seed, step))
             row |= result.metrics
             row["time/update"] = time.perf_counter() - started
             row["tokens_per_second"] = row["tokens"] / (row["time/rollout"] + row["time/reward"] + row["time/update"])

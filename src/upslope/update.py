@@ -1,7 +1,8 @@
 """One step's learning: reference and critic columns, `prepare`, mini-batches, micro-batches, optimizer steps."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from upslope.batch import Batch
 from upslope.collect import seeded
 from upslope.learner import Learner, MicroBatch, NotFiniteError, StepResult
-from upslope.recipe import Recipe, State
+from upslope.recipe import Observation, Part, Recipe, State
 from upslope.rollout import Rollouts
 
 MODEL_COLUMNS = frozenset({"logp", "entropy", "hidden", "log_distribution"})
@@ -46,14 +47,16 @@ class Updater:
             tokens_per_pass,
             recompute_old_logp,
         )
-        self.columns = (recipe.needs & MODEL_COLUMNS) | {"logp"}
+        self.columns = (recipe.needs_each_pass & MODEL_COLUMNS) | {"logp"}
+        observes = recipe.observes()
+        self.observe = {name: observes[name] for name in sorted(recipe.needs_each_pass & observes.keys())}
 
     def update(
         self, rollouts: Rollouts, batch: Batch, states: State, key: tuple[object, ...]
     ) -> tuple[UpdateResult, State]:
         """All epochs and mini-batches over one step's rollouts; `key` seeds the order of the groups."""
-        batch = self._score(rollouts, batch)
-        prepared, states = self.recipe.prepare(batch, states)
+        batch = self._score(rollouts, batch, key)
+        prepared, states = self.recipe.credit(batch, states)
         prepared = prepared.replace(
             **{name: column.to(self.actors.policy.device) for name, column in _columns(prepared).items()}
         )
@@ -61,11 +64,11 @@ class Updater:
         totals: dict[str, float] = {}
         gap: list[tuple[float, float, int]] = []
         for rows in self._minibatches(prepared, key):
-            mini = prepared if len(rows) == len(prepared) else self.recipe.denominators(prepared.select(rows))
+            mini = _MiniBatch(self.recipe, prepared.select(rows), rollouts.select(rows), states)
             if self.actors.critic_learner is not None:
-                self._add(totals, self._critic_step(rollouts, mini, rows), "critic/", result)
-            self._add(totals, self._policy_step(rollouts, mini, rows, None if steps else gap), "", result)
-            steps += 1
+                self._add(totals, self._critic_step(mini), "critic/", result)
+            self._add(totals, self._policy_step(mini, None if steps else gap), "", result)
+            states, steps = mini.states, steps + 1
         result.metrics = {name: value / steps for name, value in totals.items()}
         if gap:
             tokens = sum(count for _, _, count in gap)
@@ -73,27 +76,37 @@ class Updater:
             result.metrics["sampler_gap/max"] = max(largest for _, largest, _ in gap)
         return result, states
 
-    def _score(self, rollouts: Rollouts, batch: Batch) -> Batch:
-        """The columns without gradient that the recipe reads: reference, recomputed old_logp, critic."""
-        needs, made = self.recipe.needs, {}
+    def _score(self, rollouts: Rollouts, batch: Batch, key: tuple[object, ...]) -> Batch:
+        """The columns without gradient that the recipe reads: reference, recomputed old_logp, critic, altered prompts."""
+        recipe, policy = self.recipe, self.actors.policy
+        needs, made = recipe.needs, {}
         with torch.no_grad():
             if "ref_logp" in needs:
                 made["ref_logp"] = self._in_passes(rollouts, _columns_of(self.actors.reference, rollouts, "logp"))
             if self.recompute and "old_logp" in needs:
-                made["old_logp"] = made["logp"] = self._in_passes(
-                    rollouts, _columns_of(self.actors.policy, rollouts, "logp")
-                )
+                made["old_logp"] = made["logp"] = self._in_passes(rollouts, _columns_of(policy, rollouts, "logp"))
+            if "anchor_logp" in needs:
+                made["anchor_logp"] = self._in_passes(rollouts, _columns_of(policy, rollouts, "logp"))
+            if "masked_logp" in needs:
+                altered = altered_prompts(recipe, rollouts, policy.tokenizer, seeded(*key, "altered prompts"))
+                made["masked_logp"] = self._in_passes(altered, _columns_of(policy, altered, "logp"))
             if self.actors.critic is not None:
                 made["old_value"] = self._in_passes(
                     rollouts, lambda rows: self.actors.critic.score(rollouts, rows)["value"]
                 )
-            for name in sorted(needs & (MODEL_COLUMNS - {"logp"})):
-                made[name] = self._in_passes(rollouts, _columns_of(self.actors.policy, rollouts, name))
+            sampled = frozenset() if self.recompute else frozenset(rollouts.observed)
+            for name in sorted(recipe.needs_before & (MODEL_COLUMNS - {"logp"}) - sampled):
+                made[name] = self._in_passes(rollouts, _columns_of(policy, rollouts, name))
+            for name, function in recipe.observes().items():
+                if name in recipe.needs_before and name not in sampled:
+                    made[name] = self._in_passes(rollouts, _observed_by(policy, rollouts, name, function))
         return batch.replace(**{name: column.cpu() for name, column in made.items()})
 
-    def _in_passes(self, rollouts: Rollouts, score: Callable[[Tensor], Tensor]) -> Tensor:
+    def _in_passes(
+        self, rollouts: Rollouts, score: Callable[[Tensor], Tensor], plan: Sequence[Tensor] | None = None
+    ) -> Tensor:
         found: Tensor | None = None
-        for rows in self.actors.policy.plan(rollouts, tokens_per_pass=self.tokens_per_pass):
+        for rows in plan or self.actors.policy.plan(rollouts, tokens_per_pass=self.tokens_per_pass):
             part = score(rows)
             if found is None:
                 found = part.new_zeros(len(rollouts), *part.shape[1:])
@@ -114,40 +127,52 @@ class Updater:
             chosen += [torch.isin(group, part).nonzero().squeeze(1) for part in order.tensor_split(count)]
         return [rows for rows in chosen if batch.trained.cpu()[rows].any()]
 
-    def _policy_step(self, rollouts: Rollouts, mini: Batch, rows: Tensor, gap: list | None) -> StepResult:
-        kept = contributing(self.recipe, mini).nonzero().squeeze(1).cpu()
-        if not len(kept):
+    def _policy_step(self, mini: "_MiniBatch", gap: list | None) -> StepResult:
+        recipe, policy = self.recipe, self.actors.policy
+        # Controls see every token of the mini-batch; without them, rows that cannot have a gradient are not computed.
+        kept = mini.batch.trained if recipe.control else contributing(recipe, mini.batch)
+        if not kept.any():
             return StepResult(stats={"rows/trained": 0.0}, grad_norm=0.0)
-        some = mini.select(kept)
-        some = some.replace(token_share=some.mask / some.mask.sum(), row_share=some.trained / some.trained.sum())
-        inner = rollouts.select(rows[kept])
-        some = some.narrow(inner.tokens.shape[1])
-        plan = self.actors.policy.plan(inner, tokens_per_pass=self.tokens_per_pass, keep_groups=self.recipe.keep_groups)
-        result = self.actors.learner.step([self._micro_batch(inner, some, part, gap) for part in plan])
-        result.stats["rows/trained"] = float(len(kept))
+        some = mini if kept.all() else mini.select(kept.nonzero().squeeze(1))
+        plan = list(policy.plan(some.rollouts, tokens_per_pass=self.tokens_per_pass, keep_groups=recipe.keep_groups))
+        if recipe.control and len(plan) > 1:
+            with torch.no_grad():
+                names = sorted(self.columns | self.observe.keys())
+                some.control({name: self._in_passes(some.rollouts, self._current(some, name), plan) for name in names})
+        result = self.actors.learner.step([self._micro_batch(some, part, gap) for part in plan])
+        mini.states = some.states
+        result.stats["rows/trained"] = float(kept.sum())
         return result
 
-    def _micro_batch(self, rollouts: Rollouts, batch: Batch, rows: Tensor, gap: list | None) -> MicroBatch:
+    def _current(self, mini: "_MiniBatch", name: str) -> Callable[[Tensor], Tensor]:
+        """A column under the policy as it is now."""
+        if name in self.observe:
+            return _observed_by(self.actors.policy, mini.rollouts, name, self.observe[name])
+        return _columns_of(self.actors.policy, mini.rollouts, name)
+
+    def _micro_batch(self, mini: "_MiniBatch", rows: Tensor, gap: list | None) -> MicroBatch:
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
-            columns = self.actors.policy.score(rollouts, self.columns, rows=rows)
-            part = batch.select(rows)
-            _check(columns, part.mask)
+            columns = self.actors.policy.score(mini.rollouts, self.columns, rows=rows, observe=self.observe)
+            _check(columns, mini.batch.mask[rows])
+            if self.recipe.control and not mini.controlled:  # the whole mini-batch is in this pass
+                back = rows.argsort().to(rows.device)
+                mini.control({name: column.detach()[back] for name, column in columns.items()})
+            part = mini.batch.select(rows)
             if gap is not None:
-                difference = ((columns["logp"].detach() - rollouts.logp[rows].to(part.logp.device)) * part.mask).abs()
+                sampled = mini.rollouts.logp[rows].to(part.logp.device)
+                difference = ((columns["logp"].detach() - sampled) * part.mask).abs()
                 gap.append((float(difference.sum()), float(difference.max()), int(part.mask.sum())))
             return self.recipe.loss(part.replace(**columns))
 
         return loss
 
-    def _critic_step(self, rollouts: Rollouts, mini: Batch, rows: Tensor) -> StepResult:
+    def _critic_step(self, mini: "_MiniBatch") -> StepResult:
         critic, learner = self.actors.critic, self.actors.critic_learner
-        inner = rollouts.select(rows)
-        narrow = mini.narrow(inner.tokens.shape[1])
 
         def micro_batch(part_rows: Tensor) -> MicroBatch:
             def loss() -> tuple[Tensor, dict[str, Tensor]]:
-                columns = critic.score(inner, part_rows)
-                part = narrow.select(part_rows)
+                columns = critic.score(mini.rollouts, part_rows)
+                part = mini.batch.select(part_rows)
                 _check(columns, part.mask)
                 total = (self.recipe.critic(part.replace(**columns)) * part.token_share).sum()  # type: ignore[misc]
                 return total, {"loss": total.detach()}
@@ -155,7 +180,7 @@ class Updater:
             return loss
 
         assert learner is not None
-        plan = self.actors.policy.plan(inner, tokens_per_pass=self.tokens_per_pass)
+        plan = self.actors.policy.plan(mini.rollouts, tokens_per_pass=self.tokens_per_pass)
         return learner.step([micro_batch(part) for part in plan])
 
     @staticmethod
@@ -164,6 +189,39 @@ class Updater:
             totals[prefix + name] = totals.get(prefix + name, 0.0) + value
         if step.skipped:
             result.skipped.append(f"{prefix}{step.skipped}")
+
+
+class _MiniBatch:
+    """The rows of one optimizer step: batch and rollouts, cut to their longest row, and what the recipe's parts remember.
+
+    Without `control` parts the denominators are there from the start; with them, once `control` was called.
+    """
+
+    def __init__(self, recipe: Recipe, batch: Batch, rollouts: Rollouts, states: State) -> None:
+        self.recipe, self.rollouts, self.states = recipe, rollouts, states
+        self.batch = recipe.denominators(batch.narrow(rollouts.tokens.shape[1]))
+        self.controlled = False
+
+    def select(self, rows: Tensor) -> "_MiniBatch":
+        """Some of the rows, with the denominators of all: what is left out has no gradient."""
+        some = copy.copy(self)
+        some.rollouts = self.rollouts.select(rows.cpu())
+        some.batch = self.batch.select(rows).narrow(some.rollouts.tokens.shape[1])
+        mask, trained = some.batch.mask, some.batch.trained
+        some.batch = some.batch.replace(token_share=mask / mask.sum(), row_share=trained / trained.sum())
+        return some
+
+    def control(self, columns: Mapping[str, Tensor]) -> None:
+        """Calls the recipe's controls on the columns of all rows under the current policy."""
+        self.batch, self.states = self.recipe.minibatch(self.batch.replace(**columns), self.states)
+        self.controlled = True
+
+
+def altered_prompts(recipe: Recipe, rollouts: Rollouts, tokenizer: Any, generator: torch.Generator) -> Rollouts:
+    """The same completions after the prompts as the recipe's part alters them."""
+    (part,) = [part for _, part in recipe.stages() if type(part).alter_prompt is not Part.alter_prompt]
+    blank = next(token for token in (tokenizer.unk_token_id, tokenizer.pad_token_id, 0) if token is not None)
+    return replace(rollouts, prompts=[part.alter_prompt(ids, blank, generator) for ids in rollouts.prompts])
 
 
 def contributing(recipe: Recipe, batch: Batch) -> Tensor:
@@ -186,6 +244,10 @@ def _check(columns: Mapping[str, Tensor], mask: Tensor) -> None:
 
 def _columns_of(scorer: Any, rollouts: Rollouts, name: str) -> Callable[[Tensor], Tensor]:
     return lambda rows: scorer.score(rollouts, frozenset({name}), rows=rows)[name]
+
+
+def _observed_by(policy: Any, rollouts: Rollouts, name: str, function: Observation) -> Callable[[Tensor], Tensor]:
+    return lambda rows: policy.score(rollouts, frozenset(), rows=rows, observe={name: function})[name]
 
 
 def _columns(batch: Batch) -> dict[str, Tensor]:

@@ -1,12 +1,13 @@
 """One call of the engine: what was asked, and what has been drawn so far."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from upslope.engines.sampling import Uniforms
 from upslope.engines.stopping import CONTINUE, END, StopRule
+from upslope.recipe import Observation
 from upslope.rollout import Finish, Rollouts, Sampling
 
 
@@ -26,6 +27,7 @@ class Call:
         seed: int,
         context_length: int,
         stop_rule: StopRule,
+        observe: Mapping[str, Observation],
     ) -> None:
         self.prompts, self.sampling, self.seed, self.stop_rule = prompts, sampling, seed, stop_rule
         self.prompt = torch.repeat_interleave(torch.tensor(counts, dtype=torch.int64))
@@ -36,6 +38,8 @@ class Call:
         self.tokens = torch.zeros(rows, self.width, dtype=torch.int64)
         self.logp = torch.zeros(rows, self.width)
         self.behavior_logp = torch.zeros(rows, self.width)
+        self.observe = observe
+        self.observed = {name: torch.zeros(rows, self.width) for name in observe}
         self.length = torch.zeros(rows, dtype=torch.int64)
         self.stopped = torch.zeros(rows, dtype=torch.bool)
 
@@ -54,6 +58,7 @@ class Call:
             length=self.length,
             logp=self.logp[:, :width].masked_fill(~mask, 0.0),
             behavior_logp=self.behavior_logp[:, :width].masked_fill(~mask, 0.0),
+            observed={name: column[:, :width].masked_fill(~mask, 0.0) for name, column in self.observed.items()},
             finish=finish,
             text=[self.stop_rule.text(row) for row in completions],
         )
@@ -74,21 +79,28 @@ class Wave:
         self.step = 0
         self.uniforms = Uniforms(call.seed, len(call.prompt))
         self.first_limit = int(call.limit[rows].min())
-        self.drawn: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.drawn: list[tuple[Tensor, ...]] = []
 
     def uniform(self) -> Tensor:
         """The random numbers of this step, [r] float64 in [0, 1)."""
         return self.uniforms.next()[self.rows]
 
-    def append(self, tokens: Tensor, logp: Tensor, behavior_logp: Tensor) -> None:
-        """One token of each row [r] and its log-probs, on the CPU. Updates `alive` and `left`.
+    def observe(self, logits: Tensor, tokens: Tensor) -> list[Tensor]:
+        """What the call observes of the distributions from which `tokens` [r] were drawn, logits [r, V]; each [r]."""
+        if not self.call.observe:
+            return []
+        log_probs = logits.float().log_softmax(-1)
+        return [function(log_probs, tokens) for function in self.call.observe.values()]
+
+    def append(self, tokens: Tensor, logp: Tensor, behavior_logp: Tensor, observed: Sequence[Tensor] = ()) -> None:
+        """One token of each row [r], its log-probs and what was observed, on the CPU. Updates `alive` and `left`.
 
         Raises:
             FloatingPointError: a log-prob of a row alive is not finite.
         """
         if not logp.isfinite().all():
             self._check_finite(logp)
-        self.drawn.append((self.rows, tokens, logp, behavior_logp))
+        self.drawn.append((self.rows, tokens, logp, behavior_logp, *observed))
         self.step += 1
         flags = self.call.stop_rule.flags(tokens)
         if flags.any():
@@ -102,11 +114,13 @@ class Wave:
 
     def store(self) -> None:
         """Write what was drawn into the call; what ended rows drew afterwards is cut off by their length."""
-        rows, tokens, logp, behavior_logp = (torch.cat(column) for column in zip(*self.drawn, strict=True))
+        rows, tokens, logp, behavior_logp, *observed = (torch.cat(column) for column in zip(*self.drawn, strict=True))
         step = torch.repeat_interleave(torch.tensor([len(drawn[0]) for drawn in self.drawn]))
         self.call.tokens[rows, step] = tokens
         self.call.logp[rows, step] = logp
         self.call.behavior_logp[rows, step] = behavior_logp
+        for column, values in zip(self.call.observed.values(), observed, strict=True):
+            column[rows, step] = values
 
     def _stopped(self, flags: Tensor) -> Tensor:
         stopped = self.alive & (flags == END)

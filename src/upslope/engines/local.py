@@ -1,6 +1,6 @@
 """The local engine: completions from the trainer's own weights, in the same process."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from upslope.engines.sampling import check_sampling, draw
 from upslope.engines.stopping import StopRule
 from upslope.engines.waves import Budget, waves
 from upslope.errors import UsageError
+from upslope.recipe import Observation
 from upslope.rollout import Rollouts, Sampling
 
 RETIRED_SHARE = 0.125  # rows that have ended leave the batch once they are this share of it
@@ -49,6 +50,7 @@ class LocalEngine:
         counts: Sequence[int],
         sampling: Sampling,
         generator: torch.Generator,
+        observe: Mapping[str, Observation] | None = None,
     ) -> Rollouts:
         """Sample `counts[p]` completions of `prompts[p]`.
 
@@ -60,6 +62,8 @@ class LocalEngine:
             counts: completions of each prompt, P numbers.
             sampling: how tokens are drawn.
             generator: advanced by one draw per call.
+            observe: functions of log_probs [r, V] (temperature 1) and tokens [r] to [r], evaluated at every token; their values
+                come back as `Rollouts.observed`.
 
         Returns:
             The completions on the CPU, R = sum(counts) rows ordered by prompt.
@@ -73,7 +77,9 @@ class LocalEngine:
         vocab = policy.model.config.get_text_config().vocab_size
         check_prompts(prompts, counts, policy.context_length, vocab)
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
-        call = Call(prompts, counts, sampling, seed, policy.context_length, self._stop_rule(sampling, vocab))
+        call = Call(
+            prompts, counts, sampling, seed, policy.context_length, self._stop_rule(sampling, vocab), observe or {}
+        )
         with evaluating(policy.model), torch.inference_mode():
             self._choose(policy.model)
             kind = self._new_decoder()
@@ -108,7 +114,8 @@ def decode(decoder: Decoder, call: Call, rows: Tensor) -> None:
     logits = decoder.start(prompts, row_prompt, int(call.limit[rows].max()))
     while True:
         tokens, logp, behavior_logp = draw(logits, wave.uniform().to(logits.device), call.sampling)
-        wave.append(tokens.cpu(), logp.cpu(), behavior_logp.cpu())
+        observed = [values.cpu() for values in wave.observe(logits, tokens)]
+        wave.append(tokens.cpu(), logp.cpu(), behavior_logp.cpu(), observed)
         if wave.left == 0:
             break
         ended = len(wave.rows) - wave.left

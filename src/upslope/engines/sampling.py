@@ -72,15 +72,19 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
     shifted = logits - logits.amax(-1, keepdim=True)
     weights = shifted.exp()
     log_norm = weights.sum(-1).log()
-    plain = sampling.temperature == 1 and sampling.top_k == 0 and sampling.top_p == 1
-    if sampling.temperature == 0:
+    temperature: float | Tensor = sampling.temperature
+    if sampling.adapt is not None:
+        log_probs = shifted - log_norm[:, None]
+        temperature = sampling.adapt(-(log_probs.exp() * log_probs).sum(-1))[:, None]
+    plain = sampling.adapt is None and temperature == 1 and sampling.top_k == 0 and sampling.top_p == 1
+    if sampling.adapt is None and temperature == 0:
         tokens = shifted.argmax(-1)
         behavior = None
     elif plain:
         tokens = invert_cdf(weights, uniform)
         behavior = None
     else:
-        tokens, behavior = _draw_truncated(shifted / sampling.temperature, uniform, sampling)
+        tokens, behavior = _draw_truncated(shifted / temperature, uniform, sampling)
     logp = shifted.gather(-1, tokens[:, None])[:, 0] - log_norm
     if behavior is None:
         behavior = logp if plain else torch.zeros_like(logp)

@@ -9,7 +9,7 @@ The model stays in `eval()` mode: without dropout, a ratio of log-probs is exact
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +22,10 @@ from upslope.errors import UsageError
 from upslope.policies import loading, plans, support
 from upslope.policies.attention import Backend
 from upslope.policies.heads import LogitFinish
-from upslope.policies.logprobs import LOGIT_COLUMNS, Wanted, columns_from_logits, columns_in_chunks
+from upslope.policies.logprobs import LOGIT_COLUMNS, Wanted, columns_from_logits, columns_in_chunks, observed_columns
 from upslope.policies.lora import LoraSettings, adapters_off, add_adapters, save_merged
 from upslope.policies.network import Network
+from upslope.recipe import Observation
 from upslope.rollout import Message, Rollouts
 
 Packing = Literal["auto", "tree", "padded"]
@@ -215,6 +216,7 @@ class LanguagePolicy:
         rows: Tensor | None = None,
         temperature: float = 1.0,
         adapter: bool = True,
+        observe: Mapping[str, Observation] | None = None,
     ) -> dict[str, Tensor]:
         """Columns for the given rows (all, where None), with gradient where autograd records.
 
@@ -226,6 +228,7 @@ class LanguagePolicy:
 
         Masked positions are 0. All are float32 but `hidden`, which has the model's dtype. `temperature` divides the
         logits. With `adapter=False` adapters are switched off. "log_distribution" holds all logits, chunks or not.
+        `observe` adds further columns [r, T] by name, without gradient: functions of log_probs [m, V] and tokens [m] to [m].
 
         Raises:
             UsageError: an unknown column, an empty prompt, a row longer than the context, a temperature that is not
@@ -237,22 +240,25 @@ class LanguagePolicy:
         if not temperature > 0:
             raise UsageError(f"temperature is {temperature}: it divides the logits, so it must be positive.")
         with nullcontext() if adapter else self.reference():
-            values = self._score(rollouts, needs, rows, Wanted(needs, temperature, self.top_k))
-        return {name: values[name].to(rollouts.tokens.device) for name in COLUMNS if name in values}
+            values = self._score(rollouts, needs, rows, Wanted(needs, temperature, self.top_k, observe or {}))
+        return {name: value.to(rollouts.tokens.device) for name, value in values.items()}
 
     def _score(
         self, rollouts: Rollouts, needs: frozenset[str], rows: Tensor | None, wanted: Wanted
     ) -> dict[str, Tensor]:
         scored = self.network.prepare(rollouts, rows)
         if scored is None:
-            return self._empty(needs, (len(rollouts) if rows is None else len(rows), rollouts.tokens.shape[1]))
+            shape = (len(rollouts) if rows is None else len(rows), rollouts.tokens.shape[1])
+            return self._empty(needs | wanted.observe.keys(), shape)
         chunk = None if "log_distribution" in needs else self.vocab_chunk
         hidden, logits = self.network.forward(scored, logits=chunk is None)
         if chunk is None:
             values = columns_from_logits(logits, scored, wanted)
+            values |= observed_columns(lambda states: logits[states], scored, wanted)
         else:
             head = self.model.get_output_embeddings()
             values = columns_in_chunks(hidden, head, self._finish, chunk, scored, wanted)
+            values |= observed_columns(lambda states: self._finish(head(hidden[states])), scored, wanted)
         if "hidden" in needs:
             values["hidden"] = hidden[scored.state]
         return {name: scored.column(value) for name, value in values.items()}

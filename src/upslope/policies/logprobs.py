@@ -1,24 +1,27 @@
 """Log-probs, entropies and distributions of scored tokens, from logits or from hidden states in vocabulary chunks."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from upslope.policies.passes import Pass
+from upslope.recipe import Observation
 
+POSITIONS = 2048  # at once, where whole distributions are observed
 LOGIT_COLUMNS = ("logp", "entropy", "log_distribution", "top_logp", "top_ids")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which columns to compute, at which temperature; `top_k` entries where a top-k column is among them."""
+    """Which columns to compute, at which temperature; `top_k` entries where a top-k column is among them; what to observe."""
 
     needs: frozenset[str]
     temperature: float
     top_k: int
+    observe: Mapping[str, Observation] = field(default_factory=dict)
 
     @property
     def top(self) -> bool:
@@ -41,6 +44,18 @@ def columns_from_logits(logits: Tensor, scored: Pass, wanted: Wanted) -> dict[st
         top, ids = logp.topk(min(wanted.top_k, logp.shape[-1]), dim=-1)
         values |= _top(top, ids, scored, wanted)
     return values
+
+
+@torch.no_grad()
+def observed_columns(logits_of: Callable[[Tensor], Tensor], scored: Pass, wanted: Wanted) -> dict[str, Tensor]:
+    """Values [M] of the observed functions, without gradient; `logits_of(states [m])` gives logits [m, V], a few at a time."""
+    found: dict[str, list[Tensor]] = {name: [] for name in wanted.observe}
+    for states, target in zip(scored.state.split(POSITIONS), scored.target.split(POSITIONS), strict=True):
+        if found:
+            log_probs = _scaled(logits_of(states), wanted).log_softmax(-1)
+            for name, function in wanted.observe.items():
+                found[name].append(function(log_probs, target))
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
 def columns_in_chunks(
