@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upslope import Batch, UsageError
-from upslope.parts.surrogate import ClippedRatio, ClippedSequenceRatio, PolicyGradient
+from upslope.parts.surrogate import ClippedRatio, ClippedSequenceRatio, ControlledClip, PolicyGradient, log_ratio
 
 
 def loss_and_gradient(part, ratio, advantage):
@@ -74,11 +74,47 @@ def test_clip_statistics_count_the_tokens_without_gradient():
     assert stats["ratio/clip_fraction_low"].tolist() == [[0, 0, 0, 1, 0]]
 
 
+@pytest.mark.parametrize("dual", [None, 3.0])
+def test_a_controlled_clip_is_a_clip_with_bounds_of_its_own_in_each_row(dual):
+    ratio = torch.tensor([[0.3, 0.7, 1.0, 1.4, 5.0]], dtype=torch.float64)
+    bounds = ((0.8, 1.2), (0.6, 1.5))
+    for advantage in (1.0, -2.0):
+        logp = ratio.log().repeat(2, 1).requires_grad_()
+        batch = Batch(
+            logp=logp,
+            old_logp=torch.zeros_like(logp),
+            advantage=torch.full((2,), advantage, dtype=torch.float64),
+            ratio_low=torch.tensor([low for low, _ in bounds], dtype=torch.float64),
+            ratio_high=torch.tensor([high for _, high in bounds], dtype=torch.float64),
+        )
+        part = ControlledClip(dual=dual)
+        loss, stats = part(batch), part.stats(batch)
+        (gradient,) = torch.autograd.grad(loss.sum(), logp)
+        for row, (low, high) in enumerate(bounds):
+            one = batch.select(torch.tensor([row]))
+            fixed = ClippedRatio(low, high, dual=dual)
+            torch.testing.assert_close(loss[row : row + 1], fixed(one))
+            expected = loss_and_gradient(fixed, ratio[0].tolist(), advantage)[1]
+            torch.testing.assert_close(gradient[row], torch.tensor(expected, dtype=torch.float64))
+            for name, column in fixed.stats(one).items():
+                torch.testing.assert_close(stats[name][row : row + 1], column)
+
+
+def test_log_ratios_of_tokens_sequences_and_their_geometric_mean():
+    moved = torch.tensor([[0.5, -0.1, 0.2], [30.0, 1.0, 7.0]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    batch = Batch(logp=moved, old_logp=torch.zeros_like(moved), mask=mask)
+    torch.testing.assert_close(log_ratio(batch), torch.tensor([[0.5, -0.1, 0.2], [20.0, 1.0, 0.0]]))
+    torch.testing.assert_close(log_ratio(batch, "sequence"), torch.tensor([[0.6], [20.0]]))
+    torch.testing.assert_close(log_ratio(batch, "geometric_mean"), torch.tensor([[0.2], [15.5]]))
+
+
 def test_impossible_intervals_are_refused():
     with pytest.raises(UsageError, match=r"ClippedRatio clips to \[0.2, 0.2\], which leaves out 1"):
         ClippedRatio(0.2, 0.2)
-    with pytest.raises(UsageError, match="must be over 1"):
-        ClippedRatio(dual=0.5)
+    for part in (ClippedRatio, ControlledClip):
+        with pytest.raises(UsageError, match=f"{part.__name__}.*must be over 1"):
+            part(dual=0.5)
 
 
 def test_an_advantage_by_token_does_not_fit_a_sequence_ratio():

@@ -1,7 +1,7 @@
 """What is differentiated: losses per token [R, T] or per sequence [R], to be minimised."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,6 +9,9 @@ from torch import Tensor
 from upslope.batch import Batch
 from upslope.errors import UsageError
 from upslope.recipe import Part, Stats
+
+RatioLevel = Literal["token", "sequence", "geometric_mean"]
+Bound = TypeVar("Bound", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -39,24 +42,40 @@ class ClippedRatio(Part):
 
     def __post_init__(self) -> None:
         check_interval(self, self.ratio_low, self.ratio_high, around=1.0)
-        if self.dual is not None and self.dual <= 1:
-            raise UsageError(
-                f"ClippedRatio(dual={self.dual:g}): it bounds ratios from above, so it must be over 1, e.g. 3."
-            )
+        check_dual(self, self.dual)
 
     def describe(self) -> str:
-        clipped = f"max(-A r, -A clip(r, {self.ratio_low:g}, {self.ratio_high:g}))"
-        return clipped if self.dual is None else f"[{clipped}; at most -{self.dual:g} A where A < 0]"
+        return dual_text(f"max(-A r, -A clip(r, {self.ratio_low:g}, {self.ratio_high:g}))", self.dual)
 
     def __call__(self, batch: Batch) -> Tensor:
-        ratio = token_ratio(batch)
-        loss = clip_loss(batch.advantage, ratio, self.ratio_low, self.ratio_high)
-        if self.dual is not None:
-            loss = torch.where(batch.advantage < 0, torch.minimum(loss, -batch.advantage * self.dual), loss)
-        return loss
+        loss = clip_loss(batch.advantage, token_ratio(batch), self.ratio_low, self.ratio_high)
+        return dual_clip(loss, batch.advantage, self.dual)
 
     def stats(self, batch: Batch) -> Stats:
         return clip_stats(batch.advantage, token_ratio(batch), self.ratio_low, self.ratio_high)
+
+
+@dataclass(frozen=True)
+class ControlledClip(Part):
+    """ClippedRatio between bounds that a control part sets: the columns ratio_low and ratio_high [R]."""
+
+    dual: float | None = None
+    needs: ClassVar[frozenset[str]] = frozenset({"advantage", "old_logp", "ratio_low", "ratio_high"})
+    vanishes_without_advantage: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_dual(self, self.dual)
+
+    def describe(self) -> str:
+        return dual_text("max(-A r, -A clip(r, ratio_low, ratio_high))", self.dual)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        low, high = batch.ratio_low.unsqueeze(1), batch.ratio_high.unsqueeze(1)
+        return dual_clip(clip_loss(batch.advantage, token_ratio(batch), low, high), batch.advantage, self.dual)
+
+    def stats(self, batch: Batch) -> Stats:
+        low, high = batch.ratio_low.unsqueeze(1), batch.ratio_high.unsqueeze(1)
+        return clip_stats(batch.advantage, token_ratio(batch), low, high)
 
 
 @dataclass(frozen=True)
@@ -89,9 +108,7 @@ class ClippedSequenceRatio(Part):
         return clip_stats(batch.per_row("advantage"), self._ratio(batch), self.ratio_low, self.ratio_high)
 
     def _ratio(self, batch: Batch) -> Tensor:
-        moved = (batch.logp - batch.old_logp).sum(1)
-        exponent = moved / batch.length.clamp(min=1) if self.length_normalized else moved
-        return exponent.clamp(-20.0, 20.0).exp()
+        return log_ratio(batch, "geometric_mean" if self.length_normalized else "sequence").squeeze(1).exp()
 
 
 def check_interval(part: Part, low: float, high: float, *, around: float) -> None:
@@ -104,18 +121,51 @@ def check_interval(part: Part, low: float, high: float, *, around: float) -> Non
         )
 
 
+def check_dual(part: Part, dual: float | None) -> None:
+    """Raises UsageError unless the bound of negative advantages' ratios is over 1, or None."""
+    if dual is not None and dual <= 1:
+        raise UsageError(
+            f"{type(part).__name__}(dual={dual:g}): it bounds ratios from above, so it must be over 1, e.g. 3."
+        )
+
+
+def dual_text(clipped: str, dual: float | None) -> str:
+    """The formula of a clip, with its dual clip if there is one."""
+    return clipped if dual is None else f"[{clipped}; at most -{dual:g} A where A < 0]"
+
+
+def log_ratio(batch: Batch, level: RatioLevel = "token") -> Tensor:
+    """logp - old_logp, kept within +-20: of each token [R, T], or of each row its tokens' sum or mean, [R, 1].
+
+    Exponentiated: the ratio of a token, of the whole sequence, or the geometric mean of its tokens' ratios.
+    """
+    moved = batch.logp - batch.old_logp
+    if level != "token":
+        moved = moved.sum(1, keepdim=True)
+    if level == "geometric_mean":
+        moved = moved / batch.length.clamp(min=1).unsqueeze(1)
+    return moved.clamp(-20.0, 20.0)
+
+
 def token_ratio(batch: Batch) -> Tensor:
     """exp(logp - old_logp) [R, T], the exponent kept within +-20."""
-    return (batch.logp - batch.old_logp).clamp(-20.0, 20.0).exp()
+    return log_ratio(batch).exp()
 
 
-def clip_loss(advantage: Tensor, ratio: Tensor, low: float, high: float) -> Tensor:
+def dual_clip(loss: Tensor, advantage: Tensor, dual: float | None) -> Tensor:
+    """The loss, at most -A dual where A < 0 (Ye et al. 2020, arXiv:1912.09729); `dual` None leaves it as it is."""
+    if dual is None:
+        return loss
+    return torch.where(advantage < 0, torch.minimum(loss, -advantage * dual), loss)
+
+
+def clip_loss(advantage: Tensor, ratio: Tensor, low: Bound, high: Bound) -> Tensor:
     """max(-A r, -A clip(r, low, high)), elementwise; a tie takes the unclipped branch's gradient."""
     plain, clipped = -advantage * ratio, -advantage * ratio.clamp(low, high)
     return torch.where(clipped > plain, clipped, plain)
 
 
-def clip_stats(advantage: Tensor, ratio: Tensor, low: float, high: float) -> Stats:
+def clip_stats(advantage: Tensor, ratio: Tensor, low: Bound, high: Bound) -> Stats:
     """Shares of tokens (or rows) whose gradient the clip removes, by the bound, and the estimated KL(old || new)."""
     above = (ratio > high) & (advantage > 0)
     below = (ratio < low) & (advantage < 0)
