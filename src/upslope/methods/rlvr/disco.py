@@ -14,10 +14,11 @@ Expects:  correct means a reward over 0.5; several updates per batch of rollouts
     tau=1. Samples at temperature 1: K is no estimate of the KL otherwise. A mini-batch that does not fit one pass (tokens_per_pass)
     costs one more forward pass, in which K is measured.
 Source:  Li et al. 2025 (arXiv:2505.12366) and the authors' core_algos.py, with their beta, delta and four mini-batches.
-Deviations:  the authors sample and score at temperature 0.6; here both are at 1. The log-mean-exp in their loss has the
-    value tau, and the same gradient. A wrong completion is any that is not correct; their code drops rewards other than 0 and 1. For K
-    their code also has the estimator r - 1 - ln r.
-Not this:  DisCO-b is tau=None. The authors' discob and L-ratio scripts call other losses than their names say.
+Deviations:  the authors sample and score at temperature 0.6; here both are at 1. The log-mean-exp in their loss has the value
+    tau, and the same gradient. A wrong completion is any that is not correct; their code drops rewards other than 0 and 1. Their
+    code can also take K as the mean of r - 1 - ln r.
+Not this:  DisCO-b is tau=None. In the authors' repository the loss type disco_Lratio raises a TypeError, and the discob scripts
+    train disco.
 """
 
 from dataclasses import dataclass
