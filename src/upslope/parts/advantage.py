@@ -1,46 +1,80 @@
 """How much better than expected: rewards become advantages, [R] or [R, T], without gradient."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from upslope.batch import Batch
+from upslope.errors import UsageError
 from upslope.recipe import Part
 
 
 @dataclass(frozen=True)
 class GroupBaseline(Part):
-    """Reward minus its group's baseline, over its group's spread:  a = (r - b_g) / (s_g + eps),  [R].
+    """Reward minus its group's baseline, over its group's spread:  a = (r - b) / (s + eps),  [R].
 
-    A group with fewer than two valid rollouts has nothing to compare with: 0, or with `lone="reward"` (verl) the bare reward, b
-    taken as 0 and s as 1.
+    "batch_mean" and "batch_std" (n - 1) are those of all rewards of the batch, whatever their group. A reward that has nothing to
+    compare with, since its group (or the batch) has fewer than two valid rollouts, gets 0, or with `lone="reward"` (verl) the
+    bare reward, b taken as 0 and s as 1. Raises UsageError for the batch's mean over a group's spread.
     """
 
-    baseline: Literal["mean", "leave_one_out"] = "mean"
-    scale: Literal["sample_std", "population_std"] | None = "sample_std"
+    baseline: Literal["mean", "leave_one_out", "batch_mean"] = "mean"
+    scale: Literal["sample_std", "population_std", "batch_std"] | None = "sample_std"
     eps: float = 1e-6
     lone: Literal["zero", "reward"] = "zero"
-    needs: ClassVar[frozenset[str]] = frozenset({"reward", "group"})
+
+    def __post_init__(self) -> None:
+        if self.baseline == "batch_mean" and self.scale not in ("batch_std", None):
+            raise UsageError(
+                f"GroupBaseline(baseline='batch_mean', scale='{self.scale}') divides by 0 where a group's rewards are equal but "
+                "differ from the batch's mean. Use scale='batch_std' or scale=None."
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Groups are read unless the statistics are the batch's."""
+        return frozenset({"reward"} if self.baseline == "batch_mean" else {"reward", "group"})
 
     def describe(self) -> str:
-        baseline = "mean of the group" if self.baseline == "mean" else "mean of the group's others"
-        centered = f"reward - {baseline}"
-        return centered if self.scale is None else f"({centered}) / ({self.scale} of the group + {self.eps:g})"
+        baseline = {"mean": "mean of the group", "leave_one_out": "mean of the group's others"}
+        centered = f"reward - {baseline.get(self.baseline, 'mean of the batch')}"
+        if self.scale is None:
+            return centered
+        spread = "standard deviation of the batch" if self.scale == "batch_std" else f"{self.scale} of the group"
+        return f"({centered}) / ({spread} + {self.eps:g})"
 
     def __call__(self, batch: Batch) -> Tensor:
-        mean, count = (column[batch.group] for column in batch.group_mean(batch.reward))
-        centered = torch.where(count > 1, batch.reward - mean, 0.0)
-        scaled = centered
+        peers = as_one_group(batch) if self.baseline == "batch_mean" else batch
+        mean, count = (column[peers.group] for column in peers.group_mean(batch.reward))
+        advantage = torch.where(count > 1, batch.reward - mean, 0.0)
         if self.scale is not None:
-            freedom = count - 1 if self.scale == "sample_std" else count
-            variance = batch.group_mean(centered**2)[0][batch.group] * count / freedom.clamp(min=1)
-            scaled = centered / (variance.sqrt() + self.eps)
-        advantage = scaled * count / (count - 1).clamp(min=1) if self.baseline == "leave_one_out" else scaled
+            among = as_one_group(batch) if self.scale == "batch_std" else batch
+            freedom = 0 if self.scale == "population_std" else 1
+            advantage = advantage / (group_std(among, batch.reward, freedom)[among.group] + self.eps)
+        if self.baseline == "leave_one_out":
+            advantage = advantage * count / (count - 1).clamp(min=1)
         if self.lone == "zero":
             return advantage
         return torch.where(count > 1, advantage, batch.reward if self.scale is None else batch.reward / (1 + self.eps))
+
+
+def as_one_group(batch: Batch) -> Batch:
+    """The same rows, all of one group."""
+    return batch.replace(group=torch.zeros(len(batch), dtype=torch.int64, device=batch.logp.device))
+
+
+def split_groups(batch: Batch, label: Tensor) -> Batch:
+    """The same rows, each group divided by an integer label [R], such as the completion's answer or stratum."""
+    return batch.replace(group=torch.unique(torch.stack([batch.group, label]), dim=1, return_inverse=True)[1])
+
+
+def group_std(batch: Batch, column: Tensor, freedom: int = 1) -> Tensor:
+    """Standard deviation [G] of a row column [R] over the valid rows of each group, with n - freedom; 0 for fewer than two."""
+    mean, count = batch.group_mean(column)
+    variance, _ = batch.group_mean((column - mean[batch.group]) ** 2)
+    return torch.where(count > 1, (variance * count / (count - freedom).clamp(min=1)).sqrt(), 0.0)
 
 
 def whiten(batch: Batch, column: Tensor, eps: float = 1e-8) -> Tensor:
