@@ -6,17 +6,17 @@
     K     mean over the mini-batch's tokens of old_logp - logp, an estimate of KL(old || new)
     loss  sum of l over the prompts with both kinds / Q + beta max(K - delta, 0) K, the factor before K constant
 
-Differs from grpo:  every prompt with both kinds weighs the same; no ratio to clip; wrong completions with high scores weigh more;
-    the squared hinge on K in place of clip and KL against the reference.
-Limits:  tau -> infinity is DisCO-b (tau=None). On-policy DisCO-b is grpo with the population deviation and beta = 0, each prompt's
-    gradient divided by sqrt(p (1 - p)), p its share of correct ones (groups of equal size). K <= delta: no constraint.
+Differs from grpo:  every prompt with both kinds weighs the same; no ratio to clip; wrong completions with high scores weigh
+    more; the squared hinge on K in place of clip and KL against the reference.
+Limits:  tau -> infinity is DisCO-b (tau=None). On-policy DisCO-b is grpo with the population deviation and beta = 0, each
+    prompt's gradient divided by sqrt(p (1 - p)), p its share of correct ones (groups of equal size). K <= delta: no constraint.
 Expects:  correct means a reward over 0.5; several updates per batch of rollouts, since in the first K = 0; score="ratio" wants
-    tau=1. Samples at temperature 1: K is no estimate of the KL otherwise. A mini-batch that does not fit one pass (tokens_per_pass)
-    costs one more forward pass, in which K is measured.
+    tau=1. Samples at temperature 1: K is no estimate of the KL otherwise. A mini-batch that does not fit one pass
+    (tokens_per_pass) costs one more forward pass, in which K is measured.
 Source:  Li et al. 2025 (arXiv:2505.12366) and the authors' core_algos.py, with their beta, delta and four mini-batches.
 Deviations:  the authors sample and score at temperature 0.6; here both are at 1. The log-mean-exp in their loss has the value
-    tau, and the same gradient. A wrong completion is any that is not correct; their code drops rewards other than 0 and 1. Their
-    code can also take K as the mean of r - 1 - ln r.
+    tau, and the same gradient. A wrong completion is any that is not correct; their code drops rewards other than 0 and 1.
+    Their code can also take K as the mean of r - 1 - ln r.
 Not this:  DisCO-b is tau=None. In the authors' repository the loss type disco_Lratio raises a TypeError, and the discob scripts
     train disco.
 """
