@@ -30,7 +30,7 @@ from upslope.methods.rlvr.grpo import grpo
 from upslope.parts.aggregate import TokenMean
 from upslope.parts.sampling import Update
 from upslope.parts.selection import check_share, covariance, largest, number_of, token_uniform
-from upslope.parts.surrogate import check_interval, clip_loss, clip_stats, token_ratio
+from upslope.parts.surrogate import ControlledClip, check_interval, token_ratio
 from upslope.recipe import Part, Recipe, State, Stats
 from upslope.registry import method
 
@@ -79,24 +79,6 @@ class LeaveOutCovariant(Part):
 
     def stats(self, batch: Batch) -> Stats:
         return {"covariance/mean": batch.covariance, "covariance/selected": batch.selected.to(batch.dtype)}
-
-
-@dataclass(frozen=True)
-class ControlledClip(Part):
-    """max(-A r, -A clip(r, ratio_low, ratio_high)) per token [R, T], within the bounds [R] that the control gives."""
-
-    formula: ClassVar[str] = "max(-A r, -A clip(r, ratio_low, ratio_high))"
-    needs: ClassVar[frozenset[str]] = frozenset({"advantage", "old_logp", "ratio_low", "ratio_high"})
-
-    def __call__(self, batch: Batch) -> Tensor:
-        return clip_loss(batch.advantage, token_ratio(batch), *self._bounds(batch))
-
-    def stats(self, batch: Batch) -> Stats:
-        return clip_stats(batch.advantage, token_ratio(batch), *self._bounds(batch))
-
-    @staticmethod
-    def _bounds(batch: Batch) -> tuple[Tensor, Tensor]:
-        return batch.ratio_low.unsqueeze(1), batch.ratio_high.unsqueeze(1)
 
 
 @method(
