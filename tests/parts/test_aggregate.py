@@ -61,6 +61,15 @@ def test_equal_lengths_agree_up_to_the_length():
     assert total(SequenceSum(), batch) == pytest.approx(5 * total(SequenceMean(), batch), abs=1e-6)
 
 
+def test_a_mean_over_the_tokens_that_a_weight_keeps():
+    weight = torch.tensor([[0.0, 2, 0, 1], [0, 1, 1, 1]])
+    kept, every = TokenMean(denominator="kept")(CARD.replace(weight=weight)), TokenMean()(CARD.replace(weight=weight))
+    assert kept.tolist() == [[0.0, 0.5, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0]]
+    torch.testing.assert_close(every, TokenMean()(CARD))
+    torch.testing.assert_close(TokenMean(denominator="kept")(CARD), TokenMean()(CARD))
+    assert not TokenMean(denominator="kept")(CARD.replace(weight=torch.zeros(2, 4))).any()
+
+
 def test_runs_that_do_not_divide_the_batch():
     with pytest.raises(UsageError, match=r"LocalTokenMean\(rows=3\) does not divide a batch of 2 rows"):
         LocalTokenMean(3)(CARD)

@@ -16,12 +16,20 @@ from upslope.recipe import Part
 
 @dataclass(frozen=True)
 class TokenMean(Part):
-    """Sum over trained tokens / number of trained tokens of the batch (DAPO, CISPO). [R, T]"""
+    """Sum over trained tokens / number of trained tokens of the batch (DAPO, CISPO). [R, T]
 
-    formula: ClassVar[str] = "mean over the batch's tokens"
+    `denominator="kept"`: the mean over the tokens whose `weight` is not 0, so that a weight which selects tokens acts as a mask,
+    on penalties too. With "all", what it leaves out still counts.
+    """
+
+    denominator: Literal["all", "kept"] = "all"
+
+    def describe(self) -> str:
+        return "mean over the batch's tokens" + ("" if self.denominator == "all" else " with w != 0")
 
     def __call__(self, batch: Batch) -> Tensor:
-        return batch.mask.to(batch.dtype) / batch.mask.sum()
+        counted = batch.mask if self.denominator == "all" else batch.mask & (batch.weight != 0)
+        return counted.to(batch.dtype) / counted.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
