@@ -31,6 +31,7 @@ from torch import Tensor
 from upslope.batch import Batch
 from upslope.errors import UsageError
 from upslope.methods.rlvr.dapo import dapo
+from upslope.parts.altered import blanked
 from upslope.parts.kl import kl_estimate
 from upslope.parts.sampling import Sample, Update
 from upslope.parts.surrogate import ClippedRatio
@@ -65,8 +66,7 @@ class PromptDependence(Part):
         )
 
     def alter_prompt(self, ids: Sequence[int], blank: int, generator: torch.Generator) -> list[int]:
-        hidden = torch.rand(len(ids), generator=generator) < self.hide
-        return [blank if gone else token for token, gone in zip(ids, hidden.tolist(), strict=True)]
+        return blanked(ids, blank, self.hide, generator)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         dependence = self._dependence(batch)
