@@ -4,17 +4,15 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from upslope.collect import VERDICT_COLUMNS, first_batch, observed_at_sampling, seeded
 from upslope.config import Config
 from upslope.engines.gap import sampler_gap
-from upslope.learner import Learner
+from upslope.gradient import GradientRecorder
 from upslope.rollout import Example, Outcome, Rollouts, Sampling
 from upslope.setup import Parts, fitting
-from upslope.update import Actors, Updater
 
 GAP_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 SAVE_LIMIT = 300_000_000  # parameters; beyond, saving a copy to see whether it loads takes minutes
@@ -100,37 +98,13 @@ def _micro_batches(parts: Parts, rollouts: Rollouts, config: Config) -> Check:
 
 def _gradient(parts: Parts, rollouts: Rollouts, tokens_per_pass: int) -> torch.Tensor:
     """The policy's gradient on made-up rewards that differ within each group, without taking the step."""
-    policy = parts.actors.policy
-    learner = _RecordingLearner(policy.parameters())
-    actors = Actors(policy, learner, parts.actors.reference, parts.actors.critic, None)
-    updater = Updater(_once(parts.recipe), actors, tokens_per_pass=tokens_per_pass, recompute_old_logp=False)
     rewards = [float(row % 2) for row in range(len(rollouts))]
     outcomes = [Outcome(reward, dict.fromkeys(VERDICT_COLUMNS, reward)) for reward in rewards]
     examples = [Example(str(prompt), "") for prompt in rollouts.prompt.tolist()]
     batch = first_batch(rollouts, outcomes, examples, parts.recipe.needs)
     assert batch is not None
-    updater.update(rollouts, batch, parts.recipe.init(), ("self-check",))
-    return learner.gradient
-
-
-def _once(recipe: Any) -> Any:
-    from upslope.parts.sampling import Update
-
-    return recipe.replace(update=Update())
-
-
-class _RecordingLearner(Learner):
-    """Keeps the gradient and leaves the weights alone."""
-
-    def __init__(self, parameters: Any) -> None:
-        from upslope.config import OptimizerConfig
-
-        super().__init__(parameters, 0.0, OptimizerConfig(grad_clip=float("inf")), 1)
-        self.gradient = torch.zeros(1)
-
-    def _apply(self) -> None:
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        self.gradient = torch.cat([grad.detach().flatten().float() for grad in grads])
+    recorder = GradientRecorder(parts.recipe, parts.actors, tokens_per_pass=tokens_per_pass)
+    return recorder.gradient(rollouts, batch, ("self-check",))
 
 
 def _save_and_resume(parts: Parts, rollouts: Rollouts, config: Config) -> Check:

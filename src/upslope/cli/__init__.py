@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a model by a method, on a task or your own data",
     "eval": "pass@k of a model on held-out prompts",
     "compare": "several methods over the same seeds and prompts",
+    "probe": "what methods would change on a task, without training",
     "report": "an HTML report of one or more runs",
     "methods": "list the methods",
     "show": "a method's objective, parts, settings, paper and page",

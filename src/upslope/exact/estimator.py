@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from upslope.batch import Batch
+from upslope.collect import entropy_of
 from upslope.errors import UsageError
 from upslope.exact.counting import log_multiplicity, multisets, multisets_count
 from upslope.recipe import Recipe
@@ -135,6 +136,15 @@ class Estimator:
             spread *= samples / (samples - 1)
         return Estimate(first, truth, spread, len(units), exact, self.packs, kept)
 
+    def draw(self, samples: int, seed: int) -> Tensor:
+        """Gradients of batches drawn at random, [samples, N, V]."""
+        self.columns = self._sequence_columns()
+        units, _, _ = self._draw(samples, torch.Generator().manual_seed(seed))
+        found = torch.empty(samples, *self.theta.shape, dtype=torch.float64)
+        for index, gradients in self._gradients(units):
+            found[index] = gradients
+        return found
+
     def _count(self) -> int:
         groups, size = self.shape
         return multisets_count(multisets_count(len(self.lab.words), size), groups)
@@ -243,7 +253,7 @@ class Estimator:
     def _batch(self, logits: Tensor, units: Tensor) -> Batch:
         """The columns that the recipe reads, for the rows of all units; logits [R, T, V]."""
         rows, size = units.flatten(), self.shape[1]
-        log_distribution = logits.log_softmax(-1)
+        recipe, log_distribution = self.recipe, logits.log_softmax(-1)
         logp = log_distribution.gather(-1, self.lab.sequences[rows].unsqueeze(-1)).squeeze(-1)
         group = torch.arange(len(rows)) // size
         made = {
@@ -254,7 +264,13 @@ class Estimator:
             "prompt": group,
             "trajectory": torch.arange(len(rows)),
         }
-        wanted = self.recipe.needs | {"logp", "mask"}
+        if "entropy" not in recipe.needs_each_pass:
+            del made["entropy"]  # read before the update only: the old policy's
+        for name, function in recipe.observes().items():
+            if name in recipe.needs_each_pass:
+                seen = function(log_distribution.detach().flatten(0, 1), self.lab.sequences[rows].flatten())
+                made[name] = seen.view(logp.shape)
+        wanted = recipe.needs | {"logp", "mask"}
         absent = sorted(wanted - set(made) - set(self.columns))
         if absent:
             raise UsageError(
@@ -268,6 +284,11 @@ class Estimator:
     def _sequence_columns(self) -> dict[str, Tensor]:
         """Columns that depend on the row's sequence alone, [S] or [S, T]."""
         lab, old_value = self.lab, self.lab.value(self.old)
+        distribution = lab.log_distribution(self.old)
+        observed = {
+            name: function(distribution.flatten(0, 1), lab.sequences.flatten()).view(lab.mask.shape)
+            for name, function in {"entropy": entropy_of, **self.recipe.observes()}.items()
+        }
         length = lab.mask.sum(1)
         last = lab.sequences.gather(1, length.unsqueeze(1) - 1).squeeze(1)
         own = {
@@ -276,11 +297,16 @@ class Estimator:
             "reward": lab.rewards,
             "truncated": torch.zeros_like(lab.mask[:, 0]) if lab.eos is None else last != lab.eos,
             "source": torch.zeros_like(length),
+            "turn": torch.zeros_like(lab.sequences),
+            "prompt_key": torch.zeros_like(length),
+            "answer": torch.arange(len(lab.words)),
             "old_logp": lab.logp(self.old),
+            "anchor_logp": lab.logp(self.old),
             "behavior_logp": lab.logp(self.behavior),
             "ref_logp": lab.logp(self.ref),
             "old_value": old_value,
             "value": old_value,
+            **observed,
         }
         for name, column in self.given.items():
             if column.shape[:1] != (len(lab.words),):

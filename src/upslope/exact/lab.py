@@ -202,16 +202,44 @@ class ExactLab:
         Raises UsageError for a column that the lab does not have, and for a recipe that depends on the order of rows.
         """
         theta = self.checked(self.theta if theta is None else theta).detach()
+        estimator = self._estimator(recipe, (groups, group_size), theta, old, behavior, ref, columns)
+        truth = self.gradient(theta) if target is None else self.checked(target)
+        return estimator.run(truth, limit=limit, samples=samples, seed=seed)
+
+    def draw(
+        self,
+        recipe: str | Recipe,
+        *,
+        samples: int,
+        group_size: int = 2,
+        groups: int = 1,
+        old: Tensor | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """-(gradient of the loss at `theta`) of batches drawn at random, [samples, N, V]; the same batches for the same seed.
+
+        What a user of the recipe sees; `estimate` says what is behind it. Arguments and errors are those of `estimate`.
+        """
+        return self._estimator(recipe, (groups, group_size), self.theta, old, None, None, None).draw(samples, seed)
+
+    def _estimator(
+        self,
+        recipe: str | Recipe,
+        shape: tuple[int, int],
+        theta: Tensor,
+        old: Tensor | None,
+        behavior: Tensor | None,
+        ref: Tensor | None,
+        columns: Mapping[str, Tensor] | None,
+    ) -> Estimator:
         old = theta if old is None else self.checked(old).detach()
-        estimator = Estimator(
+        return Estimator(
             lab=self,
             recipe=make(recipe) if isinstance(recipe, str) else recipe.check(),
-            shape=(groups, group_size),
+            shape=shape,
             theta=theta,
             old=old,
             behavior=old if behavior is None else self.checked(behavior).detach(),
             ref=theta if ref is None else self.checked(ref).detach(),
             given=dict(columns or {}),
         )
-        truth = self.gradient(theta) if target is None else self.checked(target)
-        return estimator.run(truth, limit=limit, samples=samples, seed=seed)

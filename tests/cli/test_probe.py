@@ -1,0 +1,44 @@
+"""`upslope probe`: a table and JSON on a real model and task, and one line for what is wrong."""
+
+import json
+
+import pytest
+
+from .scene import put, run_here
+
+DATA = "--model TOY --data questions.jsonl --reward mine.py:score --batches 4 --prompts 2 --group-size 4"
+LETTERS = (
+    "def score(completions, **columns):\n    return [float(any(c.islower() for c in one)) for one in completions]\n"
+)
+
+
+def test_table_and_json(here, toy, capsys):
+    put(here, {"mine.py": LETTERS}, toy)
+    assert run_here(f"probe grpo dr_grpo:ratio_high=1.5 {DATA}", toy) == 0
+    text = capsys.readouterr().out
+    for word in ("32 rollouts", "signal/noise", "dr_grpo", "cosine to reward", "entropy"):
+        assert word in text
+    assert run_here(f"probe grpo ppo_llm {DATA} --json", toy) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert found["batches"] == 4
+    assert [method["name"] for method in found["methods"]] == ["grpo", "ppo_llm"]
+    assert {"value", "low", "high"} == found["methods"][0]["snr"].keys()
+    assert not list(here.glob("probe*")), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("probe", "name at least one method"),
+        ("probe grpo --task chain_sum --batches 3", "--batches is 3; it must be at least 4"),
+        ("probe grpo --task chain_sum --group-size 1", "--group-size is 1; it must be at least 2"),
+        ("probe grpo", "no task"),
+        ("probe grpoo --task chain_sum", "grpo"),
+        ("probe grpo:nothing=3 --task chain_sum", "nothing"),
+    ],
+)
+def test_wrong_usage(here, toy, capsys, line, says):
+    assert run_here(line, toy) == 2
+    complaint = capsys.readouterr().err
+    assert says in complaint
+    assert complaint.count("\n") == 1
