@@ -12,11 +12,11 @@ Expects:  agents with many turns and a reward at the end; any other recipe's sur
     its gradient at every position costs one more pass over the logits, forward and back, in time and memory.
 Source:  Xu et al. 2025 (arXiv:2509.22576, version 2); coefficient, band and alpha (0.1 for ALFWorld, 0.05 for ScienceWorld) as
     in the authors' code. gamma is a choice: we know of no published value.
-Deviations:  the paper's k / floor(K / 2) in the exponent of beta is 2 progress here, the same for an even number of steps K. The
-    average of a step with several updates is over them all, each under the policy as it then was. The released code's penalty
-    has no gradient: it is alpha where H leaves the band, a constant; epo_agent@released has the gradient that is left, that
-    of the bonus. The statistic entropy/outside is the share of tokens that the code's penalty counts. The code also keeps one
-    average per turn of the episode, penalizes late turns only, and weighs by another schedule.
+Deviations:  the paper's k / floor(K / 2) in the exponent of beta is 2 progress here, the same for an even number of steps K.
+    The average of a step with several updates is over them all, each under the policy as it then was. The released code's
+    penalty has no gradient: it is alpha where H leaves the band, a constant; epo_agent@released has the gradient that is
+    left, that of the bonus. The statistic entropy/outside is the share of tokens that the code's penalty counts. The code
+    also keeps one average per turn of the episode, penalizes late turns only, and weighs by another schedule.
 Not this:  a target for the entropy: the band moves with the average, and with low=0 it has no lower end.
 """
 

@@ -7,14 +7,14 @@
 Why such tokens: page of clip_cov.
 
 Differs from grpo:  no clip; the penalty in S; the token mean; 8 updates per batch; no KL to a reference.
-Limits:  share=0 is grpo's advantage with the plain ratio and a token mean; so is the first update after sampling, where the penalty
-    has no gradient yet, and with it all of a run with minibatches=1.
+Limits:  share=0 is grpo's advantage with the plain ratio and a token mean; so is the first update after sampling, where the
+    penalty has no gradient yet, and with it all of a run with minibatches=1.
 Expects:  several updates per batch of rollouts. The statistic covariance/mean says how fast the entropy falls.
-Source:  Cui et al. 2025 (arXiv:2505.22617), section 4; the authors' code and verl's compute_policy_loss_kl_cov. share is 0.2 % in
-    their 7B script; kl_cov@verl is verl's default, which it takes for 32B.
-Deviations:  cov and S are over the mini-batch; the code's are over each micro-batch. Equal covariances are told apart at random.
-    The paper writes a KL divergence; its code and this method take |logp - old_logp|, whose gradient in logp is 1 or -1. The
-    authors' runs also sample until enough groups have rewards that differ: curriculum="dapo" (from memory of their scripts).
+Source:  Cui et al. 2025 (arXiv:2505.22617), section 4; the authors' code and verl's compute_policy_loss_kl_cov. share is 0.2 %
+    as in their 7B script; kl_cov@verl has verl's default, a tenth of it, which they take for 32B.
+Deviations:  cov and S are over the mini-batch; the code's are over each micro-batch. Equal covariances are told apart at
+    random. The paper writes a KL divergence; its code and this method take |logp - old_logp|, whose gradient in logp is 1 or
+    -1. The authors' runs also sample until enough groups have rewards that differ: curriculum="dapo" (from memory).
 Not this:  a KL to the reference: the penalty is against the policy that sampled, and pulls each way with the same force.
 """
 
