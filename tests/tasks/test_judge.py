@@ -237,6 +237,12 @@ def test_verl_arguments(rewards):
         assert judge.take_metrics() == {"length": 1.5, "extra": 5.0}
 
 
+def test_choices_judge_the_options_of_the_last_answer():
+    with Judge(parse_reward("choices"), reference=lambda example: "A, C") as judge:
+        values = [outcome.value for outcome in judge.score(examples(3), ["A", "<answer>C A</answer>", "A, B"])]
+    assert values == [0.5, 1.0, 0.0]
+
+
 def test_a_sum_leaves_out_what_does_not_apply(rewards):
     with Judge(parse_reward(f"{rewards}:sparse*0.5+exact*2"), reference=lambda example: "right") as judge:
         results = judge.score(examples(3), ["skip", "right", "wrong"])

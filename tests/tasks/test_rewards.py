@@ -25,6 +25,8 @@ def test_single_verifiers():
     assert weights("exact") == {"exact": 1.0}
     assert parse_reward("exact:ignore_case")[0].settings["ignore_case"] is True
     assert weights("math") == {"math": 1.0}
+    assert parse_reward("choices+0.5*regex:x")[0] == RewardPart("choices", "choices")
+    assert parse_reward("choices")[0].needs_reference
     assert weights("task", OWN) == {"chain_sum": 1.0}
     assert parse_reward("package.module:function")[0].settings["module"] == "package.module"
 

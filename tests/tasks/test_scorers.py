@@ -11,6 +11,7 @@ from upslope.tasks.procedural import make_dataset
 from upslope.tasks.scorers import (
     RIGHT,
     WRONG,
+    Choices,
     Exact,
     Math,
     Pattern,
@@ -49,6 +50,31 @@ def test_exact_references():
     assert score(exact, "yes", "Yes") == WRONG
     assert score(loose, "yes", "Yes") == RIGHT
     assert score(exact, "12")[1] == "the row has no reference answer"
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference", "value"),
+    [
+        ("A", "A", 1.0),
+        ("A", "A, C", 0.5),
+        ("A", ["A", "B", "C", "D"], 0.25),
+        ("c;a", "A, C", 1.0),
+        ("A A", "A, C", 0.5),
+        ("A, B", "A, C", 0.0),
+        ("A, B, C", "A, C", 0.0),
+        ("", "A", 0.0),
+        ("I think it is A", "A", 0.0),
+        ("I think <answer>B</answer>, no: <answer> (A), (C). </answer>", "A C", 1.0),
+        ("10, 12", [10, 12, 14, 16], 0.5),
+    ],
+)
+def test_choices_give_the_share_named_unless_one_is_wrong(completion, reference, value):
+    assert score(Choices(Notes()), completion, reference) == (value, None)
+
+
+def test_choices_without_a_usable_reference_fail():
+    assert score(Choices(Notes()), "A")[1] == "the row has no reference answer"
+    assert score(Choices(Notes()), "A", " , ")[1] == "the reference answer names no option: ' , '"
 
 
 def test_pattern():

@@ -2,6 +2,7 @@ r"""How a reward is written: one verifier, or a weighted sum of several.
 
     exact               completion equals the reference answer, whitespace normalized (exact:ignore_case)
     math                math-verify finds the final answer equal to the reference
+    choices             share of the reference's options that the answer names, 0 with a wrong one: A, C
     regex:PATTERN       the pattern is found; with a group, and a reference in the row, the group equals the reference
     FILE.py:FUNCTION    the user's function, in TRL's or verl's signature (upslope.tasks.user_reward)
     package.module:FUNCTION    the same, imported
@@ -26,7 +27,7 @@ from upslope.errors import UsageError
 RewardSpec = str | Callable[..., Any] | Mapping[str, float] | Sequence["str | Callable[..., Any]"]
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 FORMS = (
-    "A reward is exact, exact:ignore_case, math, regex:PATTERN, FILE.py:FUNCTION, package.module:FUNCTION, "
+    "A reward is exact, exact:ignore_case, math, choices, regex:PATTERN, FILE.py:FUNCTION, package.module:FUNCTION, "
     "or a sum such as rewards.py:score*0.5+exact*1.0."
 )
 
@@ -42,7 +43,7 @@ class RewardPart:
 
     @property
     def needs_reference(self) -> bool:
-        return self.kind in ("exact", "math")
+        return self.kind in ("exact", "math", "choices")
 
     @property
     def reads_row(self) -> bool:
@@ -129,8 +130,8 @@ def parse_term(term: str, own: RewardPart | None) -> RewardPart:
         return RewardPart("exact", "exact", settings={"ignore_case": bool(option), "source": term})
     if kind == "exact" and option:
         raise UsageError(f"the reward 'exact' has no option '{option}'; it has ignore_case.")
-    if term == "math":
-        return RewardPart("math", "math")
+    if term in ("math", "choices"):
+        return RewardPart(term, term)
     if ":" not in term:
         raise no_such_reward(term)
     source, _, function = term.rpartition(":")

@@ -86,6 +86,25 @@ class Pattern(Scorer):
         return RIGHT if same_text(found.group(1) or "", sample.reference) else WRONG
 
 
+class Choices(Scorer):
+    """The share of the right options that the answer names; 0 if it names a wrong one, or none (TW-GRPO, arXiv:2505.24718).
+
+    Options stand in the last <answer> element, or make up the whole completion: `A, C`, `(a) (c)` or `B`. They are
+    separated by white space, commas or semicolons; case and the punctuation around them do not matter. The reference is
+    such a text, or a list of options.
+    """
+
+    def score(self, sample: Sample) -> Score:
+        if sample.reference is None:
+            return REFERENCE_MISSING
+        reference = sample.reference if isinstance(sample.reference, list | tuple) else [sample.reference]
+        right = {option for one in reference for option in options(str(one))}
+        if not right:
+            return None, f"the reference answer names no option: {excerpt(str(sample.reference))}"
+        named = options(final_answer(sample.completion))
+        return (len(named) / len(right), None) if named <= right else WRONG
+
+
 class Math(Scorer):
     r"""1 if math-verify finds the completion's final answer equal to the reference.
 
@@ -154,6 +173,11 @@ def final_answer(completion: str) -> str:
     """What stands in the last <answer> element, or the whole completion, without surrounding whitespace."""
     found = re.findall(r"<answer>(.*?)</answer>", completion, flags=re.DOTALL)
     return (found[-1] if found else completion).strip()
+
+
+def options(text: str) -> set[str]:
+    """What is separated by white space, commas or semicolons, without the punctuation around it, in lower case."""
+    return {option.casefold() for word in re.split(r"[\s,;]+", text) if (option := word.strip("()[]{}.:!?*\"'`"))}
 
 
 def same_text(text: str, reference: Any, ignore_case: bool = False) -> bool:

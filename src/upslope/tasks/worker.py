@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from upslope.errors import UsageError
 from upslope.parent import die_with_parent
-from upslope.tasks.scorers import Exact, Math, Pattern, Procedural, Score, Scorer
+from upslope.tasks.scorers import Choices, Exact, Math, Pattern, Procedural, Score, Scorer
 from upslope.tasks.user_reward import make_user_scorer
 
 HEADER = struct.Struct("<Q")
@@ -77,6 +77,7 @@ def main() -> None:
 def make_scorer(line: Line, part: Mapping[str, Any], timeout: float) -> Scorer:
     makers: dict[str, Callable[[], Scorer]] = {
         "exact": lambda: Exact(line, ignore_case=part["ignore_case"]),
+        "choices": lambda: Choices(line),
         "regex": lambda: Pattern(line, part["pattern"]),
         "math": lambda: Math(line),
         "reasoning_gym": lambda: Procedural(line, part["name"], part["settings"]),
