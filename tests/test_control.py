@@ -67,14 +67,15 @@ def sampled(policy, recipe):
     return rollouts, first_batch(rollouts, outcomes, [Example(str(p), "") for p in rollouts.prompt.tolist()])
 
 
-def updated(policy, recipe, tokens_per_pass):
-    """Weights after one step from the same start, the parts' last state, and what the parts saw."""
+def updated(policy, recipe, tokens_per_pass, updates=1):
+    """Weights after `updates` on the same rollouts from the same start, the parts' last state, and what the parts saw."""
     SEEN.clear()
     before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
     rollouts, batch = sampled(policy, recipe)
     learner = Learner(policy.parameters(), 1e-3, OptimizerConfig(), 10)
     updater = Updater(recipe, Actors(policy, learner), tokens_per_pass=tokens_per_pass, recompute_old_logp=False)
-    _, states = updater.update(rollouts, batch, recipe.init(), ("key",))
+    for _ in range(updates):
+        _, states = updater.update(rollouts, batch, recipe.init(), ("key",))
     after = torch.cat([p.detach().flatten() for p in policy.parameters()])
     with torch.no_grad():
         for name, p in policy.model.named_parameters():
@@ -146,3 +147,103 @@ def test_temperature_by_entropy(policy, heat):
     )
     assert torch.equal(fixed.tokens, adapted.tokens)
     torch.testing.assert_close(fixed.behavior_logp, adapted.behavior_logp)
+
+
+@dataclass(frozen=True)
+class Measured(Part):
+    """A control that measures: the largest entry of Adam's direction for each token's own row of the output layer."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"largest"})
+    makes: ClassVar[frozenset[str]] = frozenset({"weight"})
+    measured_from: ClassVar[frozenset[str]] = frozenset({"hidden", "top_logp", "top_ids"})
+    top_k: int | None = 5
+
+    def measure(self, batch, step):
+        SEEN.append(
+            {name: getattr(batch, name) for name in (*self.measured_from, "advantage", "trajectory")} | {"step": step}
+        )
+        direction = step.direction(batch.advantage.unsqueeze(-1) * batch.hidden, batch.tokens)
+        return {"largest": direction.abs().amax(-1)}
+
+    def __call__(self, batch):
+        assert "hidden" not in batch
+        keep = batch.largest < batch.masked_mean(batch.largest)
+        return {"weight": batch.weight * keep}
+
+
+def test_what_is_measured_does_not_depend_on_the_split(policy):
+    recipe = make("dr_grpo").replace(control=Measured(), update=Update(minibatches=2))
+    one, _, seen, rollouts = updated(policy, recipe, 10_000, updates=2)
+    other, _, other_seen, _ = updated(policy, recipe, 1, updates=2)
+    plain = updated(policy, make("dr_grpo").replace(update=Update(minibatches=2)), 10_000, updates=2)[0]
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert (one - plain).abs().max() > 1e-4, "the control keeps tokens out"
+    assert [part["step"].taken for part in seen] == [0, 1, 2, 3]
+    assert len(other_seen) > len(seen)
+    head = policy.model.get_output_embeddings().weight
+    assert seen[0]["hidden"].shape[2:] == head.shape[1:] == seen[0]["step"].mean.shape[1:]
+    assert seen[0]["top_ids"].shape[2] == 5
+    assert not seen[0]["hidden"].requires_grad
+    assert not seen[0]["step"].mean.any()
+    assert seen[3]["step"].mean.any()
+    width = seen[0]["top_logp"].shape[1]
+    own = rollouts.logp[seen[0]["trajectory"], :width]
+    assert (seen[0]["top_logp"][..., 0] >= own - 1e-5).all()
+
+
+def test_a_whole_vocabulary_may_be_measured_from(policy):
+    recipe = make("dr_grpo").replace(control=Measured(top_k=None))
+    seen = updated(policy, recipe, 10_000)[2]
+    torch.testing.assert_close(seen[0]["top_logp"].exp().sum(-1)[:, 0], torch.ones(6))
+    assert policy.top_k == 32, "the policy of the run stays as it is"
+
+
+@pytest.mark.parametrize("changes", [{}, {"control": KeepUnlikely()}], ids=["plain", "control"])
+def test_halves_by_group_do_not_depend_on_the_split(policy, changes):
+    recipe = make("oblr_po", ema=0.5).replace(**changes)
+    found = []
+    for size in (10_000, 1):
+        start = [p.detach().clone() for p in policy.parameters()]
+        rollouts, batch = sampled(policy, recipe)
+        learner = Learner(policy.parameters(), 1e-3, OptimizerConfig(), 10)
+        updater = Updater(recipe, Actors(policy, learner), tokens_per_pass=size, recompute_old_logp=False)
+        results = [updater.update(rollouts, batch, recipe.init(), ("key",))[0].metrics for _ in range(2)]
+        found.append((learner.signal, learner.noise, results[1]["lr"], results[1]["loss"]))
+        assert results[1]["lr"] == learner.rate() < 1e-3
+        assert learner.noise > 0
+        with torch.no_grad():
+            for p, old in zip(policy.parameters(), start, strict=True):
+                p.copy_(old)
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_halves_are_the_two_prompts(policy):
+    """Signal and noise of the first step against two updates with one prompt each."""
+    recipe = make("oblr_po", ema=0.0, norm="length")
+    rollouts, batch = sampled(policy, recipe)
+    gradients = []
+    for prompt in (0, 1):
+        part = recipe.prepare(batch.select(batch.group == prompt))
+        some = rollouts.select((rollouts.prompt == prompt).nonzero().squeeze(1))
+        loss, _ = recipe.loss(part.narrow(some.tokens.shape[1]).replace(**policy.score(some)))
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()))]))
+    a, b = gradients
+    learner = Learner(policy.parameters(), 0.0, OptimizerConfig(), 10)
+    updater = Updater(recipe, Actors(policy, learner), tokens_per_pass=10_000, recompute_old_logp=False)
+    updater.update(rollouts, batch, recipe.init(), ("key",))
+    assert learner.signal == pytest.approx(float(a @ b), rel=1e-3)
+    assert learner.noise == pytest.approx(float((a - b).square().sum()) / 4, rel=1e-3)
+
+
+def test_gradient_norms_of_every_completion(policy):
+    recipe = make("oblr_po", norm="exact")
+    rollouts, batch = sampled(policy, recipe)
+    batch = batch.replace(valid=torch.arange(6) != 4)
+    updater = Updater(recipe, Actors(policy, None), tokens_per_pass=1, recompute_old_logp=False)
+    found = updater._score(rollouts, batch, ("key",)).grad_norm_squared
+    logp = policy.score(rollouts)["logp"].sum(1)
+    for row in range(6):
+        gradients = torch.autograd.grad(logp[row], list(policy.parameters()), retain_graph=True)
+        expected = 0.0 if row == 4 else sum(float(g.square().sum()) for g in gradients)
+        assert float(found[row]) == pytest.approx(expected, rel=1e-4)
+    assert all(p.grad is None for p in policy.parameters())

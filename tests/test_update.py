@@ -1,16 +1,19 @@
 """Which rows can have a gradient, how groups fall into mini-batches, and that what is not finite is skipped by name."""
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from upslope import make
+from upslope import UsageError, make
 from upslope.config import OptimizerConfig
-from upslope.learner import Learner
+from upslope.learner import Halves, Learner
+from upslope.runs.state import pack, unpack
 from upslope.testing import batch_of, value_and_gradient
 from upslope.update import Actors, Updater, contributing
 
@@ -124,3 +127,80 @@ def test_schedules(changes, rates):
         found.append(taken.rate())
         taken.step(parts_of(parameter, [1.0]))
     assert found == pytest.approx([0.1 * rate for rate in rates])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Remembers what it was told; a quarter of the scheduled rate."""
+
+    told: list
+    ema: float = 0.0
+
+    def rate_factor(self, signal, noise):
+        self.told.append((signal, noise))
+        return 0.25
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_halves_are_compared_and_add_up(dtype):
+    """Gradients (1, 1) * 2 of a quarter of the rows, (1, 1) * 3 + (0, 1) of the rest, against NumPy."""
+    rule, parameter = Rule([]), nn.Parameter(torch.tensor([1.0, 2.0], dtype=dtype))
+    taken = Learner([parameter], 0.1, OptimizerConfig(grad_clip=math.inf), 10)
+    late = [*parts_of(parameter, [3.0]), lambda: (parameter[1], {})]
+    result = taken.step([*parts_of(parameter, [2.0]), *late], Halves(1, 0.25, rule))
+    a, b = np.array([2.0, 2.0]) / 0.25, np.array([3.0, 4.0]) / 0.75
+    assert rule.told == [(pytest.approx(a @ b), pytest.approx(0.25 * 0.75 * ((a - b) ** 2).sum()))]
+    assert result.grad_norm == pytest.approx(math.hypot(5, 6), rel=1e-3)
+    assert result.lr == pytest.approx(0.025) == taken.rate()
+    assert result.stats["gradient/signal"] == taken.signal
+    torch.testing.assert_close(parameter, torch.tensor([0.975, 1.975], dtype=dtype))
+
+
+def test_a_half_without_gradient_is_all_noise():
+    rule, (parameter, taken) = Rule([]), learner()
+    taken.step(parts_of(parameter, [2.0]), Halves(1, 0.5, rule))
+    taken.step(parts_of(parameter, [2.0]), Halves(0, 0.5, rule))
+    assert rule.told == [(0.0, pytest.approx(8.0))] * 2
+
+
+def test_the_rate_is_smoothed_and_resumed_bit_for_bit():
+    rule = make("oblr_po", ema=0.5).update
+    (a, one), (b, other) = learner(warmup=3), learner(warmup=3)
+    for weights in ([1.0, 2.0], [3.0, -1.0], [2.0, 2.5]):
+        one.step(parts_of(a, weights), Halves(1, 0.5, rule))
+    for weights in ([1.0, 2.0], [3.0, -1.0]):
+        other.step(parts_of(b, weights), Halves(1, 0.5, rule))
+    assert other.signal == pytest.approx(0.5 * (0.5 * 16) + 0.5 * -24)
+    assert other.rate() == 0.0, "the smoothed signal is negative"
+    c, resumed = learner(warmup=3)
+    with torch.no_grad():
+        c.copy_(b)
+    resumed.load_state_dict(unpack(*pack(other.state_dict())))
+    resumed.step(parts_of(c, [2.0, 2.5]), Halves(1, 0.5, rule))
+    assert torch.equal(c, a)
+    assert (resumed.rate(), resumed.signal, resumed.noise) == (one.rate(), one.signal, one.noise)
+    assert 0 < one.rate() < 0.1
+
+
+def test_a_skipped_step_leaves_the_rate_alone():
+    rule, (parameter, taken) = Rule([]), learner()
+    result = taken.step(parts_of(parameter, [1.0, math.inf]), Halves(1, 0.5, rule))
+    assert (result.lr, rule.told, taken.rate()) == (None, [], 0.1)
+
+
+def test_the_next_step_is_adams():
+    """What `direction` says of a gradient is what AdamW then does with it, from the first step on."""
+    parameter = nn.Parameter(torch.tensor([[1.0, -2.0], [0.5, 3.0]]))
+    taken = Learner([parameter], 0.1, OptimizerConfig(betas=(0.8, 0.95), grad_clip=math.inf), 10)
+    for seed in range(4):
+        gradient = torch.randn(2, 2, generator=torch.Generator().manual_seed(seed))
+        step, before = taken.next_step(parameter), parameter.detach().clone()
+        moved = step.lr * step.direction(gradient[[1, 0]], torch.tensor([1, 0]))
+        taken.step([lambda gradient=gradient: ((parameter * gradient).sum(), {})])
+        torch.testing.assert_close(before - parameter.detach(), moved[[1, 0]])
+
+
+def test_the_step_of_a_frozen_parameter_is_refused():
+    _, taken = learner()
+    with pytest.raises(UsageError, match=r"shape \[3\] is asked for, which this run does not train"):
+        taken.next_step(torch.zeros(3))

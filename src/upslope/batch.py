@@ -59,6 +59,11 @@ COLUMNS = {
     "progress": Column("R", "float", "share of the run's steps that are done, 0 at the first (default: 0)"),
     "trajectory": Column("R", "int", "episode that the row belongs to"),
     "source": Column("R", "int", f"where the row came from: index into {SOURCES}"),
+    "grad_norm_squared": Column(
+        "R", "float", "squared norm of the gradient of the completion's log-prob, over all parameters, before the update"
+    ),
+    "predicted_gain": Column("RT", "float", "change of the token's objective that a step on it alone would bring"),
+    "predicted_shift": Column("RT", "float", "how far such a step would move the policy, as a KL"),
     "hidden": Column("RT*", "float", "hidden state that predicts each token"),
     "log_distribution": Column("RT*", "float", "log-probs of the whole vocabulary"),
 }

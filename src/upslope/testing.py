@@ -57,6 +57,9 @@ def batch_of(
         "prediction": 1 + 4 * torch.rand(rows, generator=generator, dtype=torch.float64),
         "stratum": torch.randint(0, 2, (rows,), generator=generator),
         "hidden": normal(*mask.shape, 4),
+        "grad_norm_squared": ((1 - logp.exp()) ** 2 * mask).sum(1),
+        "predicted_gain": -0.01 * logp,
+        "predicted_shift": 1e-4 * logp**2,
     }
     made = {**made, **columns}
     rest = normal(*mask.shape, VOCABULARY)

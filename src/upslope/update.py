@@ -3,19 +3,35 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from upslope.batch import Batch
 from upslope.collect import seeded
-from upslope.learner import Learner, MicroBatch, NotFiniteError, StepResult
+from upslope.learner import AdamStep, Halves, Learner, MicroBatch, NotFiniteError, RateRule, StepResult
 from upslope.recipe import Observation, Part, Recipe, State
 from upslope.rollout import Rollouts
 
 MODEL_COLUMNS = frozenset({"logp", "entropy", "hidden", "log_distribution"})
 """Columns that the policy computes, with gradient, for every micro-batch."""
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """A `control` part that reads columns which depend on hidden states and on the optimizer's next step.
+
+    measured_from   columns of `LanguagePolicy.score` that they are made from; they live no longer than one forward pass
+    top_k           entries of the columns "top_logp" and "top_ids"; None: the whole vocabulary
+    measure         from rows with those columns, under the current policy and without gradient, and from what Adam knows of
+                    the output layer [V, H], to columns [R, T] by name
+    """
+
+    measured_from: frozenset[str]
+    top_k: int | None
+
+    def measure(self, batch: Batch, step: AdamStep) -> dict[str, Tensor]: ...
 
 
 @dataclass
@@ -50,6 +66,17 @@ class Updater:
         self.columns = (recipe.needs_each_pass & MODEL_COLUMNS) | {"logp"}
         observes = recipe.observes()
         self.observe = {name: observes[name] for name in sorted(recipe.needs_each_pass & observes.keys())}
+        self.measures = [part for _, part in recipe.stages() if isinstance(part, Measures)]
+        self.policy = self._scoring_policy()
+
+    def _scoring_policy(self) -> Any:
+        """The policy, with as many entries of the top columns as the parts measure from."""
+        policy = self.actors.policy
+        if self.measures:
+            policy = copy.copy(policy)
+            words = policy.model.get_output_embeddings().weight.shape[0]
+            policy.top_k = max(words if part.top_k is None else part.top_k for part in self.measures)
+        return policy
 
     def update(
         self, rollouts: Rollouts, batch: Batch, states: State, key: tuple[object, ...]
@@ -63,13 +90,18 @@ class Updater:
         result, steps = UpdateResult(), 0
         totals: dict[str, float] = {}
         gap: list[tuple[float, float, int]] = []
+        rates: list[float] = []
         for rows in self._minibatches(prepared, key):
             mini = _MiniBatch(self.recipe, prepared.select(rows), rollouts.select(rows), states)
             if self.actors.critic_learner is not None:
                 self._add(totals, self._critic_step(mini), "critic/", result)
-            self._add(totals, self._policy_step(mini, None if steps else gap), "", result)
+            step = self._policy_step(mini, None if steps else gap)
+            self._add(totals, step, "", result)
+            rates += [step.lr] if step.lr is not None else []
             states, steps = mini.states, steps + 1
         result.metrics = {name: value / steps for name, value in totals.items()}
+        if rates:
+            result.metrics["lr"] = sum(rates) / len(rates)
         if gap:
             tokens = sum(count for _, _, count in gap)
             result.metrics["sampler_gap/mean"] = sum(total for total, _, _ in gap) / max(tokens, 1)
@@ -100,7 +132,20 @@ class Updater:
             for name, function in recipe.observes().items():
                 if name in recipe.needs_before and name not in sampled:
                     made[name] = self._in_passes(rollouts, _observed_by(policy, rollouts, name, function))
+            if "grad_norm_squared" in needs:
+                made["grad_norm_squared"] = self._gradient_norms(rollouts, batch)
         return batch.replace(**{name: column.cpu() for name, column in made.items()})
+
+    def _gradient_norms(self, rollouts: Rollouts, batch: Batch) -> Tensor:
+        """Squared norm [R] of the gradient of each completion's log-prob; a forward and a backward pass of its own per row."""
+        parameters = list(self.actors.policy.parameters())
+        norms = torch.zeros(len(rollouts))
+        for row in (batch.trained & batch.valid).nonzero():
+            with torch.enable_grad():
+                logp = self.actors.policy.score(rollouts, frozenset({"logp"}), rows=row.cpu())["logp"].sum()
+                gradients = torch.autograd.grad(logp, parameters, allow_unused=True)
+            norms[row] = sum(float(gradient.float().square().sum()) for gradient in gradients if gradient is not None)
+        return norms
 
     def _in_passes(
         self, rollouts: Rollouts, score: Callable[[Tensor], Tensor], plan: Sequence[Tensor] | None = None
@@ -128,35 +173,70 @@ class Updater:
         return [rows for rows in chosen if batch.trained.cpu()[rows].any()]
 
     def _policy_step(self, mini: "_MiniBatch", gap: list | None) -> StepResult:
-        recipe, policy = self.recipe, self.actors.policy
+        recipe = self.recipe
         # Controls see every token of the mini-batch; without them, rows that cannot have a gradient are not computed.
         kept = mini.batch.trained if recipe.control else contributing(recipe, mini.batch)
         if not kept.any():
             return StepResult(stats={"rows/trained": 0.0}, grad_norm=0.0)
         some = mini if kept.all() else mini.select(kept.nonzero().squeeze(1))
-        plan = list(policy.plan(some.rollouts, tokens_per_pass=self.tokens_per_pass, keep_groups=recipe.keep_groups))
+        plan, halves = self._plan(some, mini.batch, kept)
         if recipe.control and len(plan) > 1:
             with torch.no_grad():
-                names = sorted(self.columns | self.observe.keys())
-                some.control({name: self._in_passes(some.rollouts, self._current(some, name), plan) for name in names})
-        result = self.actors.learner.step([self._micro_batch(some, part, gap) for part in plan])
+                passes = [self._controlled_by(some, rows, self._current(some, rows)) for rows in plan]
+            back = torch.cat(plan).argsort()
+            some.control({name: torch.cat([columns[name] for columns in passes])[back] for name in passes[0]})
+        result = self.actors.learner.step([self._micro_batch(some, part, gap) for part in plan], halves)
         mini.states = some.states
         result.stats["rows/trained"] = float(kept.sum())
         return result
 
-    def _current(self, mini: "_MiniBatch", name: str) -> Callable[[Tensor], Tensor]:
-        """A column under the policy as it is now."""
-        if name in self.observe:
-            return _observed_by(self.actors.policy, mini.rollouts, name, self.observe[name])
-        return _columns_of(self.actors.policy, mini.rollouts, name)
+    def _plan(self, some: "_MiniBatch", whole: Batch, kept: Tensor) -> tuple[list[Tensor], Halves | None]:
+        """Micro-batches of the kept rows; in two halves by group where the update part asks for the gradients of both.
+
+        A mini-batch of one group has no halves: its rate is that of the step before.
+        """
+
+        def passes(rows: Tensor | None) -> list[Tensor]:
+            size, groups = self.tokens_per_pass, self.recipe.keep_groups
+            return list(self.policy.plan(some.rollouts, tokens_per_pass=size, keep_groups=groups, rows=rows))
+
+        rule = self.recipe.update
+        group = whole.group if "group" in whole else torch.arange(len(whole), device=whole.mask.device)
+        present = group[whole.trained].unique()
+        if not isinstance(rule, RateRule) or len(present) < 2:
+            return passes(None), None
+        first = torch.isin(group, present[: (len(present) + 1) // 2])
+        share = float((first & whole.trained).sum() / whole.trained.sum())
+        parts = [passes(rows.nonzero().squeeze(1).cpu()) if rows.any() else [] for rows in (first[kept], ~first[kept])]
+        return parts[0] + parts[1], Halves(len(parts[0]), share, rule)
+
+    def _current(self, mini: "_MiniBatch", rows: Tensor) -> dict[str, Tensor]:
+        """The columns of some rows under the policy as it is now, and those that parts measure from until they have."""
+        needs = self.columns
+        if self.recipe.control and not mini.controlled:
+            needs = needs.union(*(part.measured_from for part in self.measures))
+        return self.policy.score(mini.rollouts, needs, rows=rows, observe=self.observe)
+
+    def _controlled_by(self, mini: "_MiniBatch", rows: Tensor, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the control parts see of some rows: columns without gradient, and what is measured from them."""
+        seen = {name: column.detach() for name, column in columns.items()}
+        made = {name: column for name, column in seen.items() if name in self.columns or name in self.observe}
+        if self.measures:
+            batch = mini.batch.select(rows).replace(**seen)
+            step = self.actors.learner.next_step(self.policy.model.get_output_embeddings().weight)
+            for part in self.measures:
+                made |= part.measure(batch, step)
+        return made
 
     def _micro_batch(self, mini: "_MiniBatch", rows: Tensor, gap: list | None) -> MicroBatch:
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
-            columns = self.actors.policy.score(mini.rollouts, self.columns, rows=rows, observe=self.observe)
+            columns = self._current(mini, rows)
             _check(columns, mini.batch.mask[rows])
             if self.recipe.control and not mini.controlled:  # the whole mini-batch is in this pass
-                back = rows.argsort().to(rows.device)
-                mini.control({name: column.detach()[back] for name, column in columns.items()})
+                seen = self._controlled_by(mini, rows, columns)
+                back = rows.argsort()
+                mini.control({name: column[back] for name, column in seen.items()})
+                columns = {name: column for name, column in columns.items() if name in seen}
             part = mini.batch.select(rows)
             if gap is not None:
                 sampled = mini.rollouts.logp[rows].to(part.logp.device)
