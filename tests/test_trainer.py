@@ -170,8 +170,9 @@ def test_dynamic_sampling_draws_until_enough_groups_differ(toy):
         {"lora": {"rank": 4}},
         {"minibatches": 2, "epochs": 2},
         {"method": "reinforce", "baseline": "moving_average"},
+        {"method": "oblr_po"},
     ],
-    ids=["grpo", "critic", "lora", "minibatches", "part state"],
+    ids=["grpo", "critic", "lora", "minibatches", "part state", "learning rate"],
 )
 def test_resumed_is_bit_identical(toy, tmp_path, settings):
     method = settings.pop("method", "grpo")
