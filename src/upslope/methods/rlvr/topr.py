@@ -5,9 +5,9 @@
     loss  mean over sequences of the mean over tokens of -w A logp
 
 Differs from reinforce:  the tapered weight; rewards of -1 and 1; the mean over tokens.
-Limits:  on-policy it is reinforce with R, over the length; negative=(0, 0) is fine-tuning on what succeeded (STaR); (0, inf) for
-    both is full importance sampling, unbiased with aggregate=SequenceSum(); (1, 1) for both is reinforce that takes stale data for
-    fresh, and whose loss on failures has no lower bound.
+Limits:  on-policy it is reinforce with R, over the length; negative=(0, 0) is fine-tuning on what succeeded (STaR); (0, inf)
+    for both is full importance sampling, unbiased with aggregate=SequenceSum(); (1, 1) for both is reinforce that takes stale
+    data for fresh, and whose loss on failures has no lower bound.
 Expects:  rewards in reward_range, [0, 1] unless set; stale data, such as several updates per batch of rollouts: with one update
     w = 1. The paper wants 10 to 20 % of the weight on positives. Of R = -1, 1 with a share p of 1, a baseline c makes it
     p (1 - c) / (1 + c (1 - 2 p)); c = -1 leaves the positives alone.
