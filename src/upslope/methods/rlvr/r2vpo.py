@@ -5,15 +5,15 @@
     loss   mean over the batch's tokens of -A r + lam (r - 1)^2
 
 Differs from grpo:  the penalty in place of the clip, weighted by dual ascent; the token mean; no KL to a reference.
-Limits:  at r = 1 its gradient is grpo's with beta = 0 and a token mean; lam = 0 and eta = 0 is the unclipped ratio. A token's loss
-    is least at r = 1 + A / (2 lam), beyond which its gradient turns back: a soft interval that closes as lam grows.
+Limits:  at r = 1 its gradient is grpo's with beta = 0 and a token mean; lam = 0 and eta = 0 is the unclipped ratio. A token's
+    loss is least at r = 1 + A / (2 lam), beyond which its gradient turns back: a soft interval that closes as lam grows.
 Expects:  several updates per batch of rollouts: with one, r = 1, and lam falls to 0. Where a mini-batch spans several
     micro-batches, a control costs one more forward pass per update, about a third of the update.
 Source:  Luo et al. 2026 (arXiv:2601.03320), the constraint and its Lagrangian. Weighted by the old policy, the mean of
     (r - 1)^2 is the chi-squared divergence of the new policy from it, about twice the KL divergence while small.
-Deviations:  the objective is that of the paper's abstract, the dual step a reconstruction: delta, eta, the first lam and grpo's
-    A are our choice; the factor of lam is 1, not 1/2. lam stays below lam_max, since one token that moved far would raise it for
-    thousands of updates. The off-policy variant replays earlier steps; here only the later mini-batches of a step are stale.
+Deviations:  the objective is that of the paper's abstract, the dual step a reconstruction: delta, eta, the first lam and
+    grpo's A are our choice; the factor of lam is 1, not 1/2. lam stays below lam_max, since one token that moved far would raise
+    it for thousands of updates. The off-policy variant replays earlier steps; here only a step's later mini-batches are stale.
 Not this:  a fixed penalty, lam=0.04 with eta=0. kimi_k15_md squares the log-ratio of the whole sequence.
 """
 
