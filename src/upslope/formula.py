@@ -16,6 +16,7 @@ def objective(recipe: Recipe) -> list[str]:
             if stage != "reward" and recipe.reward is not None:
                 text = re.sub(r"\breward\b", "R", text)
             lines.append(f"  {symbol} = {text}")
+    lines += [f"  each mini-batch: {part.describe()}" for part in as_tuple(recipe.control) if part.describe()]
     if any(re.search(r"\br\b", line) for line in lines):
         lines.append("  r = exp(logp - old_logp)")
     if recipe.critic is not None:

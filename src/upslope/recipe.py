@@ -21,7 +21,7 @@ class Part:
     """Plain settings and a `__call__`. Subclasses are frozen dataclasses; what they remember is passed in and out.
 
     needs      columns read besides logp and mask; a property where they depend on settings
-    makes      columns that a part of the stages `advantage` and `control` returns by name
+    makes      columns by name, where a part of the stages `advantage`, `weight` and `control` returns a dict
     formula    the part in one line for `describe`, with {setting} places
     stateful   True: `init()` gives the first state and the call is `(batch, state) -> (result, state)`
     couples_group   True: the loss of a row depends on its group, so micro-batches keep groups whole
@@ -227,7 +227,9 @@ class Recipe:
             advantage = call(self.advantage, batch)
             batch = batch.replace(**(advantage if isinstance(advantage, dict) else {"advantage": advantage}))
         for part in as_tuple(self.weight):
-            batch = batch.replace(weight=batch.weight * call(part, batch))
+            weight = call(part, batch)
+            made = weight if isinstance(weight, dict) else {"weight": batch.weight * weight}
+            batch = batch.replace(**made)
         return batch.read_by(None), call.states
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from upslope.errors import UsageError
 
 if TYPE_CHECKING:
-    from upslope.recipe import Parts, Recipe
+    from upslope.recipe import Part, Parts, Recipe
 
 METHODS = Path(__file__).parent / "methods"
 HEADINGS = ("Differs from", "Limits", "Expects", "Source", "Deviations", "Not this")
@@ -269,10 +269,19 @@ def describe(name: str, **settings: Any) -> str:
 
 def diff(one: str, other: str) -> str:
     """The parts and settings in which two methods differ, one line each; "" where there is no difference."""
-    first, second = make(one).parts(), make(other).parts()
+    recipes = make(one), make(other)
+    several = {key.partition(".")[0] for recipe in recipes for key in recipe.parts() if "." in key}
+    first, second = (_by_class(recipe, several) for recipe in recipes)
     lines = []
     for key in sorted({*first, *second}, key=list({**first, **second}).index):
         a, b = first.get(key), second.get(key)
         if a != b:
             lines.append(f"{key}\n  {one}: {a}\n  {other}: {b}")
     return "\n".join(lines)
+
+
+def _by_class(recipe: "Recipe", several: set[str]) -> "dict[str, Part]":
+    """Parts by stage, and by `stage.ClassName` in the stages where one of two recipes holds several."""
+    return {
+        f"{key}.{type(part).__name__}" if key in several else key: part for key, part in recipe.parts().items()
+    }

@@ -14,7 +14,6 @@ def uniform_of(*numbers: Tensor | int) -> Tensor:
     Source: the mixing function of splitmix64 (Steele et al. 2014), once per argument.
     """
     state = torch.zeros((), dtype=torch.int64)
-    state = torch.zeros((), dtype=torch.int64)
     for number in numbers:
         state = _mix(state + torch.as_tensor(number, dtype=torch.int64) + _PRIME)
     return _shifted(state, 11).to(torch.float64) / 2**53

@@ -105,6 +105,7 @@ class KLHinge(Part):
 
     beta: float = 1e3
     delta: float = 1e-4
+    formula: ClassVar[str] = "kl_multiplier = {beta} max(mean of (old_logp - logp) - {delta}, 0)"
     needs: ClassVar[frozenset[str]] = frozenset({"old_logp"})
     makes: ClassVar[frozenset[str]] = frozenset({"kl_multiplier"})
 

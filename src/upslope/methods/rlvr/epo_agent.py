@@ -43,6 +43,7 @@ class EntropyHistory(Part):
     """
 
     gamma: float = 1.0
+    formula: ClassVar[str] = "Hbar = mean of the earlier steps' entropies, beta = 1 + exp(-{gamma} * 2 progress)"
     stateful: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
     makes: ClassVar[frozenset[str]] = frozenset({"entropy_mean", "smoothing"})

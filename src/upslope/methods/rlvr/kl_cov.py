@@ -38,6 +38,7 @@ class SelectCovariant(Part):
     """selected [R, T] = S, as above."""
 
     share: float = 2e-3
+    formula: ClassVar[str] = "S = the {share} of the tokens with the largest (A - mean A)(logp - mean logp)"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "trajectory"})
     makes: ClassVar[frozenset[str]] = frozenset({"covariance", "selected"})
 

@@ -78,6 +78,7 @@ class SelectUnlikely(Part):
 
     share: float = 0.01
     among: Literal["all", "negative"] = "all"
+    formula: ClassVar[str] = "S = the {share} of the tokens with the smallest logp, where A < 0 and logp < log pi'"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "proxy_logp", "trajectory"})
     makes: ClassVar[frozenset[str]] = frozenset({"selected"})
 
