@@ -14,7 +14,7 @@ Limits:  at r = 1 its gradient is dr_grpo's with the same sum; with by="failure_
 Expects:  right means a reward over correct_above. Prompts with right and wrong completions among group_size=16.
 Source:  Chen et al. 2025 (arXiv:2505.18116); NVlabs/NFT (dp_actor.py, train_7B.sh): all defaults.
 Deviations:  a prompt that is all right or all wrong has no weight even where dynamic sampling gives up. As in the code,
-    log-ratios above 10 are cut off, without gradient. The code adds sequences up where ratio_level="sequence"; RowMean() averages.
+    log-ratios above 10 are cut off, without gradient. The code sums sequences where ratio_level="sequence"; RowMean() averages.
 Not this:  diffusion models' NFT. weight=None is the code's normalize=0. The wrong tokens' bound is 1: a small one would make
     the gradient of wrong tokens that became likely as many times larger.
 """

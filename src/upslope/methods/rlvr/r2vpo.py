@@ -12,8 +12,8 @@ Expects:  several updates per batch of rollouts: with one, r = 1, and lam falls 
 Source:  Luo et al. 2026 (arXiv:2601.03320), the constraint and its Lagrangian. Weighted by the old policy, the mean of
     (r - 1)^2 is the chi-squared divergence of the new policy from it, about twice the KL divergence while small.
 Deviations:  the objective is that of the paper's abstract, the dual step a reconstruction: delta, eta, the first lam and
-    grpo's A are our choice; the factor of lam is 1, not 1/2. lam stays below lam_max, since one token that moved far would raise
-    it for thousands of updates. The off-policy variant replays earlier steps; here only a step's later mini-batches are stale.
+    grpo's A are our choice; the factor of lam is 1, not 1/2. lam stays below lam_max, since one token that moved far raises
+    it for thousands of updates. The off-policy variant replays earlier steps; here only later mini-batches are stale.
 Not this:  a fixed penalty, lam=0.04 with eta=0. kimi_k15_md squares the log-ratio of the whole sequence.
 """
 
