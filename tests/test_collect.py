@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upslope import UsageError, make
-from upslope.collect import Collector, PromptStream, failure_events, first_batch, reward_metrics, seeded
+from upslope.collect import Collector, first_batch, seeded
 from upslope.engines.local import LocalEngine
+from upslope.outcomes import failure_events, reward_metrics
 from upslope.policies.language import LanguagePolicy
+from upslope.prompts import PromptStream
 from upslope.rollout import Example, Outcome, Sampling
 
 SIZES = st.integers(1, 30)
@@ -89,7 +91,7 @@ def test_columns_are_aligned_and_a_failure_is_masked(policy):
     found, state = collect(
         collector(policy, lambda e, t: Outcome(None, failure="no") if e.key == "k3" else Outcome(len(t)), group_size=2)
     )
-    assert state == {"cursor": 3}
+    assert (state["cursor"], state["steps"], state["replay"]) == (3, 1, [])
     batch = found.batch
     assert batch.group.tolist() == [0, 0, 1, 1, 2, 2]
     for row, (example, text) in enumerate(zip(found.examples, found.rollouts.text, strict=True)):

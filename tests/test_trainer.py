@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from upslope import Trainer, UsageError
+from upslope.parts.sampling import Reincarnation, Sample, Update
 from upslope.registry import make
 from upslope.rollout import Example, Outcome
 from upslope.runs.metrics import read_metrics
@@ -30,7 +31,7 @@ class LettersTask:
         self.judge = LettersJudge(outcome)
 
     def examples(self, split):
-        return [Example(f"{split}-{i}", f"{split[0]}{i}") for i in range(24)]
+        return [Example(f"{split}-{i}", f"{split[0]}{i}", {"answer": i}) for i in range(24)]
 
     def close(self):
         pass
@@ -162,6 +163,9 @@ def test_dynamic_sampling_draws_until_enough_groups_differ(toy):
     assert row["rows/trained"] <= 32
 
 
+RESETTING = make("grpo").replace(update=Reincarnation(epochs=2, reincarnate_at=1), rollout=Sample(replay=0.9))
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -195,6 +199,55 @@ def test_resumed_is_bit_identical(toy, tmp_path, settings):
         for rows in (one, two)
     ]
     assert timeless[0] == timeless[1]
+
+
+def test_reincarnation_makes_the_policy_the_reference_and_uses_new_rollouts_once(toy):
+    recipe = RESETTING.replace(update=Reincarnation(epochs=3, reincarnate_at=2))
+    with Trainer(recipe, model=toy, task=LettersTask(), steps=4, optimizer={"lr": 3e-3}, **SMALL) as trainer:
+        actors, taken, reference, moments = trainer.parts.actors, [], [], []
+
+        def watch(step, row):
+            taken.append(actors.learner.taken)
+            reference.append(torch.cat([p.flatten() for p in actors.reference.policy.model.parameters()]).clone())
+            states = actors.learner.optimizer.state.values()
+            moments.append({int(one["step"]) for one in states})
+            before.append(weights(trainer).clone())
+
+        before = []
+        trainer._on_row = watch
+        trainer.train()
+    assert taken == [0, 3, 6, 7, 8]
+    assert moments == [set(), {3}, {6}, {1}, {2}]
+    assert torch.equal(reference[1], before[0])
+    assert torch.equal(reference[2], before[0])
+    assert torch.equal(reference[3], before[2])
+    assert torch.equal(reference[4], before[2])
+    ages = [row.get("replay/age") for row in trainer.rows[3:]]
+    assert ages == [None, None]
+
+
+def test_an_optimizer_made_anew_each_step(toy):
+    recipe = make("dr_grpo").replace(update=Update(epochs=2, fresh_optimizer=True))
+    trainer = trained(toy, recipe, steps=3)
+    assert {int(one["step"]) for one in trainer.parts.actors.learner.optimizer.state.values()} == {2}
+
+
+def test_an_unknown_request_before_a_step_is_named(toy):
+    class Wrong(Update):
+        def before_step(self, step):
+            return frozenset({"reset_all"})
+
+    with pytest.raises(UsageError, match=r"Wrong.before_step asks for reset_all; there is reset_optimizer and"):
+        trained(toy, make("grpo").replace(update=Wrong()), steps=1)
+
+
+def test_a_replayed_step_shows_its_age_and_no_sampler_gap(toy):
+    rows = trained(toy, "grpo", steps=8, replay=0.6, epochs=2, optimizer={"lr": 3e-3}).rows[1:]
+    old = [row for row in rows if "replay/age" in row]
+    assert 1 < len(old) < 7
+    assert all("sampler_gap/max" not in row and row["loss"] is not None for row in old)
+    assert all("sampler_gap/max" in row for row in rows if row not in old)
+    assert all(abs(row["ratio/mean"] - 1) > 1e-4 for row in old)
 
 
 def test_another_model_under_the_same_name_is_refused(toy, tmp_path):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from upslope.errors import UsageError
 
-SOURCES = ("policy", "expert", "replay", "teacher")
-"""Meaning of the integers in the column `source`."""
+SOURCES = ("policy", "expert", "replay", "teacher", "tempered")
+"""Meaning of the integers in the column `source`; "tempered": the policy at another temperature, in a second draw."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,14 @@ COLUMNS = {
     "prediction": Column("R", "float", "the number that the completion gives as its answer"),
     "stratum": Column("R", "int", "structural label of the completion, such as its number of tool calls"),
     "progress": Column("R", "float", "share of the run's steps that are done, 0 at the first (default: 0)"),
+    "step": Column("R", "int", "the run's step, from 1 (default: 1)"),
+    "expected_reward": Column("R", "float", "what the prompt's completions have earned so far, told by the curriculum"),
     "trajectory": Column("R", "int", "episode that the row belongs to"),
     "source": Column("R", "int", f"where the row came from: index into {SOURCES}"),
     "grad_norm_squared": Column(
-        "R", "float", "squared norm of the gradient of the completion's log-prob, over all parameters, before the update"
+        "R",
+        "float",
+        "squared norm of the gradient of the completion's log-prob, over all parameters, before the update",
     ),
     "predicted_gain": Column("RT", "float", "change of the token's objective that a step on it alone would bring"),
     "predicted_shift": Column("RT", "float", "how far such a step would move the policy, as a KL"),
@@ -114,6 +118,8 @@ class Batch:
             return torch.ones(len(self), dtype=torch.bool, device=self.logp.device)
         if name == "progress":
             return self.logp.new_zeros(len(self), dtype=self.dtype)
+        if name == "step":
+            return torch.ones(len(self), dtype=torch.int64, device=self.logp.device)
         raise UsageError(self._absent(name))
 
     def __setattr__(self, name: str, value: object) -> None:

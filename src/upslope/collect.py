@@ -1,22 +1,22 @@
 """One step's rollouts: prompts from the stream, completions from the engine, rewards from the task, groups that are kept."""
 
-import functools
 import hashlib
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from upslope.batch import COLUMNS, Batch
+from upslope.batch import COLUMNS, SOURCES, Batch
 from upslope.errors import UsageError
-from upslope.recipe import Observation, Recipe
-from upslope.rollout import Example, Outcome, Rollouts, Sampling
-
-Encode = Callable[[Any], list[int]]
+from upslope.outcomes import TEACHER, Event, failure_events, group_metrics, reward_metrics
+from upslope.prompts import Encode, Prompts, PromptStream, weighted_order
+from upslope.recipe import Observation, Recipe, State
+from upslope.references import reference_rollouts, reference_text
+from upslope.replay import Kept, recall, remember
+from upslope.rollout import Example, Outcome, Rollouts, Sampling, Visit
 
 
 def seeded(*key: object) -> torch.Generator:
@@ -25,37 +25,12 @@ def seeded(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-@dataclass(frozen=True)
-class PromptStream:
-    """Training examples, epoch after epoch, each in an order that depends on the seed and the epoch only."""
-
-    examples: Sequence[Example]
-    seed: int
-
-    def take(self, cursor: int, count: int) -> list[Example]:
-        """The `count` examples from position `cursor` on."""
-        size = len(self.examples)
-        places = [divmod(position, size) for position in range(cursor, cursor + count)]
-        return [self.examples[int(_permutation(self.seed, epoch, size)[place])] for epoch, place in places]
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(size)
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that went otherwise than planned, for the log: what, how often, and one example."""
-
-    kind: str
-    message: str
-    count: int = 1
-
-
 @dataclass
 class Collected:
-    """A step's rows, aligned: rollouts, the example and outcome of each, and the batch before `prepare` (None: no row kept)."""
+    """A step's rows, aligned: rollouts, the example and outcome of each, and the batch before `prepare` (None: no row kept).
+
+    `source` [R] int64 says where each row came from. `replayed`: the rollouts are those of an earlier step.
+    """
 
     rollouts: Rollouts
     examples: list[Example]
@@ -63,42 +38,70 @@ class Collected:
     batch: Batch | None
     metrics: dict[str, float]
     seconds: dict[str, float]
+    source: Tensor
     events: list[Event] = field(default_factory=list)
+    replayed: bool = False
 
 
 class Collector:
-    """Draws prompts until enough groups are kept. `state` is {"cursor": position in the stream}, passed in and out."""
+    """Draws prompts until enough groups are kept. `state` is passed in and out; the first is {"cursor": 0}.
+
+    cursor        position in the stream
+    steps         steps collected
+    rollout       what the part of that stage remembers
+    curriculum    likewise
+    replay        the rollouts of the last steps, where the recipe replays
+    """
 
     def __init__(
-        self, *, engine: Any, judge: Any, encode: Encode, stream: PromptStream, recipe: Recipe, limit: int
+        self,
+        *,
+        engine: Any,
+        judge: Any,
+        encode: Encode,
+        stream: PromptStream,
+        recipe: Recipe,
+        limit: int,
+        tokens_per_pass: int = 16384,
+        rescore: bool = False,
     ) -> None:
-        self.engine, self.judge, self.encode, self.stream, self.recipe, self.limit = (
-            engine,
-            judge,
-            encode,
-            stream,
-            recipe,
-            limit,
-        )
+        """`limit`: tokens that a prompt may have. `rescore`: log-probs of new rollouts are the policy's, not the engine's."""
+        self.engine, self.judge, self.recipe = engine, judge, recipe
+        self.prompts = Prompts(stream, encode, limit)
+        self.tokens_per_pass, self.rescore = tokens_per_pass, rescore
         self.observe = observed_at_sampling(recipe)
-        self._encoded: dict[str, list[int]] = {}
 
     def collect(
-        self, state: dict[str, Any], *, prompts: int, sampling: Sampling, key: Sequence[object]
-    ) -> tuple[Collected, dict]:
+        self, state: State, *, prompts: int, sampling: Sampling, key: Sequence[object]
+    ) -> tuple[Collected, State]:
         """The rollouts of one step for `prompts` groups, and the next state; `key` seeds the sampling."""
+        rollout, curriculum, after = self._begin(state)
+        old = recall(
+            after["replay"],
+            chance=rollout.replay,
+            window=rollout.replay_window,
+            step=after["steps"],
+            generator=seeded(*key, "replay"),
+        )
+        if old is not None:
+            return self._replayed(*old), after
+        adapt = rollout.adapt(after["rollout"])
+        sampling = replace(sampling, adapt=adapt) if adapt is not None else sampling
         rounds: list[Collected] = []
         events: list[Event] = []
-        cursor, kept_groups = int(state["cursor"]), 0
-        curriculum, group_size = self.recipe.curriculum, self.recipe.rollout.group_size  # type: ignore[union-attr]
-        for attempt in range(curriculum.max_rounds):  # type: ignore[union-attr]
-            examples, cursor, dropped = self._draw(cursor, prompts - kept_groups)
+        places: dict[int, str] = {}
+        kept_groups = 0
+        for attempt in range(curriculum.max_rounds):
+            weights = curriculum.weights(len(self.prompts), after["curriculum"])
+            order = None if weights is None else weighted_order(weights, seeded(*key, attempt, "prompts"))
+            chosen, after["cursor"], dropped = self.prompts.draw(after["cursor"], prompts - kept_groups, order)
+            examples = [example for _, example in chosen]
+            places |= {place: example.key for place, example in chosen}
             events += dropped
-            generator = seeded(*key, attempt)
-            drawn = self._sample(examples, group_size, sampling, generator)
-            rounds.append(drawn)
-            if drawn.batch is not None:
-                kept_groups += int(curriculum.keep(drawn.batch).sum())  # type: ignore[union-attr]
+            self._scout(examples, sampling, after, seeded(*key, attempt, "scout"))
+            rounds.append(self._sample(examples, sampling, seeded(*key, attempt), rollout.reference_rows))
+            if rounds[-1].batch is not None:
+                kept_groups += int(curriculum.keep(rounds[-1].batch).sum())
             if kept_groups >= prompts:
                 break
         else:
@@ -109,76 +112,176 @@ class Collector:
                         f"{kept_groups} of {prompts} groups had rewards that differ, in {len(rounds)} rounds",
                     )
                 )
-        return self._merge(rounds, events), {"cursor": cursor}
+        first = self._merge(rounds, events)
+        if first.batch is None:
+            return first, after
+        found = self._with_second(first, sampling, after["rollout"], seeded(*key, "second"))
+        assert found.batch is not None
+        after["rollout"] = rollout.observe(first.batch, after["rollout"])
+        self._track(found, places, after)
+        if rollout.replay:
+            kept = Kept(found.rollouts, found.examples, found.outcomes, found.source)
+            after["replay"] = remember(after["replay"], kept, step=after["steps"], window=rollout.replay_window)
+        return found, after
 
-    def _draw(self, cursor: int, count: int) -> tuple[list[Example], int, list[Event]]:
-        """Examples whose prompt leaves room for an answer; too long ones are passed over, counted and named."""
-        chosen: list[Example] = []
-        long: list[Example] = []
-        while len(chosen) < count:
-            (example,) = self.stream.take(cursor, 1)
-            cursor += 1
-            (chosen if len(self._ids(example)) <= self.limit else long).append(example)
-            if len(long) > max(1000, len(self.stream.examples)) and not chosen:
-                raise UsageError(
-                    f"every prompt is longer than the {self.limit} tokens that the model's context leaves beside max_tokens; "
-                    f"'{long[0].key}' has {len(self._ids(long[0]))}. Lower max_tokens, shorten the prompts or take another model."
-                )
-        if not long:
-            return chosen, cursor, []
-        message = f"longer than {self.limit} tokens, e.g. '{long[0].key}' with {len(self._ids(long[0]))}"
-        return chosen, cursor, [Event("prompt too long", message, len(long))]
+    def _begin(self, state: State) -> tuple[Any, Any, State]:
+        """The parts that choose and sample, and the state with everything in it, one step on."""
+        rollout, curriculum = self.recipe.rollout, self.recipe.curriculum
+        assert rollout is not None
+        assert curriculum is not None
+        first = {"rollout": rollout.init(), "curriculum": curriculum.init(), "replay": [], "steps": 0}
+        after = {**first, **state}
+        after["steps"] += 1
+        if not rollout.replay:  # type: ignore[attr-defined]
+            after["replay"] = []
+        return rollout, curriculum, after
 
-    def _ids(self, example: Example) -> list[int]:
-        if example.key not in self._encoded:
-            if len(self._encoded) > 100_000:
-                self._encoded.clear()
-            self._encoded[example.key] = self.encode(example.prompt)
-        return self._encoded[example.key]
+    def _scout(self, examples: list[Example], sampling: Sampling, state: State, generator: torch.Generator) -> None:
+        """Samples what the curriculum wants to know before; its state in `state` is replaced."""
+        curriculum: Any = self.recipe.curriculum
+        keys = [example.key for example in examples]
+        counts = curriculum.scout(keys, state["curriculum"])
+        if not any(counts):
+            return
+        rollouts = self.engine.generate([self.prompts.ids(e) for e in examples], counts, sampling, generator, {})
+        outcomes = self._judge(rollouts, [examples[index] for index in rollouts.prompt.tolist()])
+        rewards: list[list[float]] = [[] for _ in examples]
+        for index, outcome in zip(rollouts.prompt.tolist(), outcomes, strict=True):
+            if outcome.value is not None:
+                rewards[index].append(outcome.value)
+        known = [index for index, earned in enumerate(rewards) if earned]
+        state["curriculum"] = curriculum.scouted(
+            [keys[index] for index in known], [rewards[index] for index in known], state["curriculum"]
+        )
 
     def _sample(
-        self, examples: list[Example], group_size: int, sampling: Sampling, generator: torch.Generator
+        self, examples: list[Example], sampling: Sampling, generator: torch.Generator, references: int
     ) -> Collected:
         started = time.perf_counter()
-        rollouts = self.engine.generate(
-            [self._ids(e) for e in examples], [group_size] * len(examples), sampling, generator, self.observe
-        )
+        ids, count = [self.prompts.ids(e) for e in examples], self.recipe.rollout.group_size - references  # type: ignore[union-attr]
+        rollouts = self.engine.generate(ids, [count] * len(examples), sampling, generator, self.observe)
+        source = torch.zeros(len(rollouts), dtype=torch.int64)
+        if references:
+            tokenizer, texts = self.engine.policy.tokenizer, [reference_text(self.judge, e) for e in examples]
+            given = reference_rollouts(tokenizer, ids, texts, references, sampling.max_tokens)
+            given = self._scored(given)
+            rollouts = Rollouts.side_by_side(rollouts, replace(given, behavior_logp=given.logp))
+            place = torch.arange(len(rollouts)) % (count + references)
+            source = torch.where(place < count, 0, SOURCES.index("teacher"))
+        if self.rescore:
+            rollouts = self._scored(rollouts)
         sampled = time.perf_counter()
         of_row = [examples[index] for index in rollouts.prompt.tolist()]
-        ids = [row[:length].tolist() for row, length in zip(rollouts.tokens, rollouts.length.tolist(), strict=True)]
-        outcomes = self.judge.score(of_row, rollouts.text, ids)
+        outcomes = self._judge(rollouts, of_row)
         seconds = {"rollout": sampled - started, "reward": time.perf_counter() - sampled}
-        batch = first_batch(rollouts, outcomes, of_row, self.recipe.needs)
-        return Collected(rollouts, of_row, outcomes, batch, {}, seconds)
+        batch = first_batch(rollouts, outcomes, of_row, self.recipe.needs, source)
+        return Collected(rollouts, of_row, outcomes, batch, {}, seconds, source)
+
+    def _judge(self, rollouts: Rollouts, examples: list[Example]) -> list[Outcome]:
+        ids = [row[:length].tolist() for row, length in zip(rollouts.tokens, rollouts.length.tolist(), strict=True)]
+        return self.judge.score(examples, rollouts.text, ids)
+
+    @torch.no_grad()
+    def _scored(self, rollouts: Rollouts) -> Rollouts:
+        """The rollouts with the policy's log-probs, and what is observed at sampling, as it sees them now."""
+        policy = self.engine.policy
+        plan = policy.plan(rollouts, tokens_per_pass=self.tokens_per_pass)
+        parts = [policy.score(rollouts, frozenset({"logp"}), rows=rows, observe=self.observe) for rows in plan]
+        order = torch.cat(plan).argsort()
+        made = {name: torch.cat([part[name].cpu() for part in parts])[order] for name in parts[0]}
+        return replace(rollouts, logp=made.pop("logp"), observed=made)
 
     def _merge(self, rounds: list[Collected], events: list[Event]) -> Collected:
-        """All rounds' kept groups as one; metrics are over everything that was sampled, kept or not."""
-        metrics = reward_metrics([outcome for part in rounds for outcome in part.outcomes])
-        metrics |= group_metrics(rounds)
+        """All rounds' kept groups as one; metrics are over everything that the policy sampled, kept or not."""
+        outcomes = [
+            o for part in rounds for o, s in zip(part.outcomes, part.source.tolist(), strict=True) if s != TEACHER
+        ]
+        metrics = reward_metrics(outcomes) | group_metrics(rounds)
         rows = [self._kept_rows(part) for part in rounds]
         chosen = [(part, kept) for part, kept in zip(rounds, rows, strict=True) if len(kept)]
         events += failure_events([outcome for part in rounds for outcome in part.outcomes])
         seconds = {name: sum(part.seconds[name] for part in rounds) for name in rounds[0].seconds}
         if not chosen:
-            return Collected(rounds[0].rollouts, rounds[0].examples, rounds[0].outcomes, None, metrics, seconds, events)
+            return replace(rounds[0], batch=None, metrics=metrics, seconds=seconds, events=events)
+        merged = self._joined([(part, kept) for part, kept in chosen])
+        return replace(merged, metrics=metrics, seconds=seconds, events=events)
+
+    def _joined(self, chosen: Sequence[tuple[Collected, Tensor]]) -> Collected:
+        """Rows [r] of each, one after the other."""
         rollouts = Rollouts.concatenate([part.rollouts.select(kept) for part, kept in chosen])
         examples = [part.examples[row] for part, kept in chosen for row in kept.tolist()]
         outcomes = [part.outcomes[row] for part, kept in chosen for row in kept.tolist()]
-        batch = first_batch(rollouts, outcomes, examples, self.recipe.needs)
-        return Collected(rollouts, examples, outcomes, batch, metrics, seconds, events)
+        source = torch.cat([part.source[kept] for part, kept in chosen])
+        batch = first_batch(rollouts, outcomes, examples, self.recipe.needs, source)
+        return Collected(rollouts, examples, outcomes, batch, {}, {}, source)
 
-    def _kept_rows(self, part: Collected) -> torch.Tensor:
+    def _kept_rows(self, part: Collected) -> Tensor:
         if part.batch is None:
             return torch.zeros(0, dtype=torch.int64)
         return self.recipe.curriculum.keep(part.batch)[part.batch.group].nonzero().squeeze(1)  # type: ignore[union-attr]
 
+    def _with_second(self, first: Collected, sampling: Sampling, state: State, generator: torch.Generator) -> Collected:
+        """The rows and, behind them, those of the second draw, as far as the rollout part joins them."""
+        rollout: Any = self.recipe.rollout
+        wish = rollout.second(state)
+        if wish is None or first.batch is None:
+            return first
+        share, temperature = wish
+        group = first.batch.group.tolist()
+        starts = [group.index(one) for one in range(max(1, round(share * (max(group) + 1))))]
+        examples = [first.examples[row] for row in starts]
+        second = self._sample(examples, replace(sampling, temperature=temperature, adapt=None), generator, 0)
+        events = first.events + failure_events(second.outcomes)
+        seconds = {name: first.seconds[name] + second.seconds[name] for name in first.seconds}
+        tokens = first.metrics["tokens"] + float(second.rollouts.mask.sum())
+        metrics = {**first.metrics, "tokens": tokens, "second/temperature": temperature, "second/rows": 0.0}
+        if second.batch is None:
+            return replace(first, metrics=metrics, seconds=seconds, events=events)
+        stays, comes = rollout.join(first.batch, second.batch, state)
+        second.source = torch.full_like(second.source, SOURCES.index("tempered"))
+        kept = replace(first, rollouts=replace(first.rollouts, mask=first.rollouts.mask & stays[:, None]))
+        parts = [(kept, torch.arange(len(kept.rollouts))), (second, comes.nonzero().squeeze(1))]
+        metrics["second/rows"] = float(comes.sum())
+        joined = self._joined([(part, rows) for part, rows in parts if len(rows)])
+        return replace(joined, metrics=metrics, seconds=seconds, events=events)
+
+    def _track(self, found: Collected, places: dict[int, str], state: State) -> None:
+        """Adds what the curriculum tells of the prompts to the batch; its state in `state` is replaced."""
+        assert found.batch is not None
+        keys = [example.key for example in found.examples]
+        visit = Visit(found.rollouts, found.batch, keys, places, lambda rollouts: self._scored(rollouts).logp)
+        columns, state["curriculum"] = self.recipe.curriculum.track(visit, state["curriculum"])  # type: ignore[union-attr]
+        if "expected_reward" in self.recipe.needs - columns.keys():
+            raise UsageError(
+                f"'{self.recipe.name}' reads 'expected_reward' ({COLUMNS['expected_reward'].meaning}), but its curriculum "
+                f"{type(self.recipe.curriculum).__name__} tells none. Take curriculum=spo_single_stream."
+            )
+        found.batch = found.batch.replace(**columns)
+
+    def _replayed(self, kept: Kept, age: int) -> Collected:
+        """An earlier step's rows, as a step's."""
+        source = torch.where(kept.source == 0, SOURCES.index("replay"), kept.source)
+        batch = first_batch(kept.rollouts, kept.outcomes, kept.examples, self.recipe.needs, source)
+        seconds = {"rollout": 0.0, "reward": 0.0}
+        found = Collected(
+            kept.rollouts, list(kept.examples), list(kept.outcomes), batch, {}, seconds, source, replayed=True
+        )
+        found.metrics = reward_metrics(found.outcomes) | group_metrics([found])
+        found.metrics |= {"groups/sampled": 0.0, "replay/age": float(age)}
+        return found
+
 
 def first_batch(
-    rollouts: Rollouts, outcomes: Sequence[Outcome], examples: Sequence[Example], needs: frozenset[str] = frozenset()
+    rollouts: Rollouts,
+    outcomes: Sequence[Outcome],
+    examples: Sequence[Example],
+    needs: frozenset[str] = frozenset(),
+    source: Tensor | None = None,
 ) -> Batch | None:
     """The columns that sampling and rewards give; None where no reward is valid. `examples`: that of each row.
 
-    Of `needs`, columns that the verifier names among an outcome's parts are taken from there.
+    Of `needs`, columns that the verifier names among an outcome's parts are taken from there; `expected_reward` is 0 until a
+    curriculum tells it. `source` None: all rows are the policy's.
     Raises UsageError where it does not name one that only it can give.
     """
     valid = torch.tensor([outcome.value is not None for outcome in outcomes])
@@ -201,13 +304,14 @@ def first_batch(
         prompt=rollouts.prompt,
         prompt_key=torch.tensor([key_number(example.key) for example in examples]),
         trajectory=torch.arange(len(rollouts)),
-        source=torch.zeros(len(rollouts), dtype=torch.int64),
+        source=torch.zeros(len(rollouts), dtype=torch.int64) if source is None else source,
+        expected_reward=torch.zeros(len(rollouts)) if "expected_reward" in needs else None,
         **rollouts.observed,
         **_verdict_columns(rollouts, outcomes, needs),
     )
 
 
-def _verdict_columns(rollouts: Rollouts, outcomes: Sequence[Outcome], needs: frozenset[str]) -> dict[str, torch.Tensor]:
+def _verdict_columns(rollouts: Rollouts, outcomes: Sequence[Outcome], needs: frozenset[str]) -> dict[str, Tensor]:
     """What the verifier says beside the reward. Without a part `answer`, the completion's last line is the answer."""
     made = {}
     for name in sorted(needs & VERDICT_COLUMNS):
@@ -237,56 +341,12 @@ def key_number(key: str) -> int:
 
 
 def observed_at_sampling(recipe: Recipe) -> dict[str, Observation]:
-    """What a recipe reads of the distributions that are sampled from, before the update."""
+    """What a recipe reads of the distributions that are sampled from, before the update; its rollout part may read them, too."""
     functions = {"entropy": entropy_of, **recipe.observes()}
-    return {name: functions[name] for name in sorted(recipe.needs_before & functions.keys())}
+    read = recipe.needs_before | (recipe.rollout.needs if recipe.rollout is not None else frozenset())
+    return {name: functions[name] for name in sorted(read & functions.keys())}
 
 
-def entropy_of(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def entropy_of(log_probs: Tensor, tokens: Tensor) -> Tensor:
     """Entropy [M] of distributions [M, V], in nats."""
     return torch.special.entr(log_probs.exp()).sum(-1)
-
-
-def reward_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Mean and deviation of the valid rewards and of their parts; the number that failed."""
-    values = np.array([outcome.value for outcome in outcomes if outcome.value is not None])
-    metrics = {"rewards/failed": float(len(outcomes) - len(values))}
-    if len(values):
-        metrics |= {"reward": float(values.mean()), "reward_std": float(values.std(ddof=1)) if len(values) > 1 else 0.0}
-    parts: dict[str, list[float]] = {}
-    for outcome in outcomes:
-        for name, value in outcome.parts.items():
-            parts.setdefault(name, []).append(value)
-    return metrics | {f"rewards/{name}/mean": float(np.mean(values)) for name, values in sorted(parts.items())}
-
-
-def group_metrics(rounds: Sequence[Collected]) -> dict[str, float]:
-    """Share of groups of two or more whose rewards are all equal; length and truncation of everything sampled.
-
-    `entropy` is the mean of -logp over sampled tokens: an estimate without bias where temperature is 1 and nothing truncated.
-    """
-    same, groups = 0, 0
-    for part in rounds:
-        if part.batch is not None:
-            mean, count = part.batch.group_mean(part.batch.reward)
-            spread, _ = part.batch.group_mean((part.batch.reward - mean[part.batch.group]).abs())
-            same += int(((spread < 1e-9) & (count > 1)).sum())
-            groups += int((count > 1).sum())
-    lengths = torch.cat([part.rollouts.mask.sum(1) for part in rounds]).float()
-    truncated = [finish == "length" for part in rounds for finish in part.rollouts.finish]
-    logp_sum = sum(float((part.rollouts.logp * part.rollouts.mask).sum()) for part in rounds)
-    return {
-        **({"groups/zero_variance": same / groups} if groups else {}),
-        "groups/sampled": float(sum(len(part.rollouts.prompts) for part in rounds)),
-        "length/mean": float(lengths.mean()),
-        "length/max": float(lengths.max()),
-        "length/truncated": float(np.mean(truncated)),
-        "entropy": -logp_sum / float(lengths.sum()),
-        "tokens": float(lengths.sum()),
-    }
-
-
-def failure_events(outcomes: Sequence[Outcome]) -> list[Event]:
-    """One event per reason (its first line), with a count."""
-    reasons = Counter(outcome.failure.splitlines()[0] for outcome in outcomes if outcome.failure)
-    return [Event("reward failed", reason, count) for reason, count in reasons.most_common()]

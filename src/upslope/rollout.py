@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from upslope.batch import Batch
+
 Message = Mapping[str, str]
 Finish = Literal["stop", "length"]
 
@@ -113,5 +115,29 @@ class Rollouts:
             **columns,
         )
 
+    @staticmethod
+    def side_by_side(one: "Rollouts", other: "Rollouts") -> "Rollouts":
+        """The rows of both, of the same `prompts`, those of a prompt together: first those of `one`."""
+        joined = Rollouts.concatenate([one, other])
+        of_prompt = joined.prompt % len(one.prompts)
+        return replace(joined, prompts=one.prompts, prompt=of_prompt).select(of_prompt.argsort(stable=True))
+
 
 TOKEN_COLUMNS = ("tokens", "mask", "logp", "behavior_logp")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A step's new rollouts as its curriculum sees them, before the update.
+
+    rollouts, batch    aligned, R rows
+    keys               key of each row's example                                   R strings
+    places             key of each example that the step drew, by its place among the training examples
+    score              log-probs [r, T] of r rollouts under the policy as it is now
+    """
+
+    rollouts: Rollouts
+    batch: Batch
+    keys: Sequence[str]
+    places: Mapping[int, str]
+    score: Callable[[Rollouts], Tensor]

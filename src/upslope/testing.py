@@ -56,6 +56,7 @@ def batch_of(
         "answer": torch.randint(0, 3, (rows,), generator=generator),
         "prediction": 1 + 4 * torch.rand(rows, generator=generator, dtype=torch.float64),
         "stratum": torch.randint(0, 2, (rows,), generator=generator),
+        "expected_reward": 0.25 + 0.5 * (group % 2).double(),
         "hidden": normal(*mask.shape, 4),
         "grad_norm_squared": ((1 - logp.exp()) ** 2 * mask).sum(1),
         "predicted_gain": -0.01 * logp,

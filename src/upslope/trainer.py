@@ -13,6 +13,7 @@ from upslope.config import FREE_ON_RESUME, Config, config_from
 from upslope.errors import UsageError
 from upslope.evaluate import Evaluation, evaluate
 from upslope.recipe import Recipe, State
+from upslope.resets import reference_weights, reset_reference, restore_reference
 from upslope.rollout import Sampling
 from upslope.runs.folder import RunFolder
 from upslope.runs.signals import GracefulStop
@@ -66,7 +67,8 @@ class Trainer:
                 weights=checkpoint.path if checkpoint else None,
             )
             self._states: State = self.parts.recipe.init()
-            self._cursor: dict[str, Any] = {"cursor": 0}
+            self._cursor: State = {"cursor": 0}
+            self._reference_reset = False
             if checkpoint is not None:
                 self._restore(checkpoint.step, checkpoint.tree())
         except BaseException:
@@ -74,23 +76,7 @@ class Trainer:
                 self.folder.abandon()
             self.close()
             raise
-        recompute = self.config.old_logp == "recompute" or (
-            self.config.old_logp == "auto" and self.parts.actors.policy.dtype != torch.float32
-        )
-        self.updater = Updater(
-            self.parts.recipe,
-            self.parts.actors,
-            tokens_per_pass=self.config.tokens_per_pass,
-            recompute_old_logp=recompute,
-        )
-        self.collector = Collector(
-            engine=self.parts.engine,
-            judge=self.parts.task.judge,
-            encode=self.parts.actors.policy.encode,
-            stream=PromptStream(self.parts.train_examples, self.config.seed),
-            recipe=self.parts.recipe,
-            limit=self.parts.prompt_limit,
-        )
+        self._open_loop()
 
     def train(self) -> "Trainer":
         """Evaluates, trains to `steps`, evaluates, saves. SIGINT and SIGTERM finish the step, save and return.
@@ -153,6 +139,30 @@ class Trainer:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _open_loop(self) -> None:
+        """Who collects and who learns."""
+        config, parts = self.config, self.parts
+        recompute = config.old_logp == "recompute" or (
+            config.old_logp == "auto" and parts.actors.policy.dtype != torch.float32
+        )
+        replays = parts.recipe.rollout.replay > 0  # type: ignore[union-attr]
+        self.updater = Updater(
+            parts.recipe,
+            parts.actors,
+            tokens_per_pass=config.tokens_per_pass,
+            recompute_old_logp=recompute and not replays,  # an older policy's log-probs cannot be computed again
+        )
+        self.collector = Collector(
+            engine=parts.engine,
+            judge=parts.task.judge,
+            encode=parts.actors.policy.encode,
+            stream=PromptStream(parts.train_examples, config.seed),
+            recipe=parts.recipe,
+            limit=parts.prompt_limit,
+            tokens_per_pass=config.tokens_per_pass,
+            rescore=recompute and replays,
+        )
+
     def _sampling(self) -> Sampling:
         c, temperature = self.config, self.parts.recipe.rollout.temperature  # type: ignore[union-attr]
         return Sampling(self.parts.max_tokens, temperature, c.top_p, c.top_k, c.stop)
@@ -160,6 +170,7 @@ class Trainer:
     def _train_step(self, step: int) -> dict[str, Any]:
         config, actors = self.config, self.parts.actors
         self.parts.task.judge.step = step
+        self._prepare_step(step)
         collected, self._cursor = self.collector.collect(
             self._cursor, prompts=config.prompts_per_step, sampling=self._sampling(), key=(config.seed, step)
         )
@@ -176,9 +187,14 @@ class Trainer:
             reasons.append(_why_empty(collected.events, row))
         else:
             started = time.perf_counter()
-            batch = collected.batch.replace(progress=torch.full((len(collected.batch),), (step - 1) / config.steps))
+            rows = len(collected.batch)
+            batch = collected.batch.replace(
+                progress=torch.full((rows,), (step - 1) / config.steps), step=torch.full((rows,), step)
+            )
             result, self._states = self.updater.update(collected.rollouts, batch, self._states, (config.seed, step))
             row |= result.metrics
+            if collected.replayed:  # what the policy has moved since then is no gap between sampler and trainer
+                row = {name: value for name, value in row.items() if not name.startswith("sampler_gap/")}
             row["time/update"] = time.perf_counter() - started
             row["tokens_per_second"] = row["tokens"] / (row["time/rollout"] + row["time/reward"] + row["time/update"])
             reasons += result.skipped
@@ -195,6 +211,22 @@ class Trainer:
                 range(0, len(collected.examples), 8),
             )
         return row
+
+    def _prepare_step(self, step: int) -> None:
+        """What the recipe's `update` part asks for before a step, and the recipe as it is in this step."""
+        update: Any = self.parts.recipe.update
+        asked = update.before_step(step)
+        unknown = sorted(asked - {"reset_optimizer", "reset_reference"})
+        if unknown:
+            raise UsageError(
+                f"{type(update).__name__}.before_step asks for {', '.join(unknown)}; there is reset_optimizer and reset_reference."
+            )
+        if "reset_optimizer" in asked:
+            self.parts.actors.learner.optimizer.state.clear()
+        if "reset_reference" in asked and self.parts.actors.reference is not None:
+            reset_reference(self.parts.actors)
+            self._reference_reset = True
+        self.updater.recipe = self.collector.recipe = update.recipe_at(self.parts.recipe, step)
 
     def _notes(self) -> list[Event]:
         """What the judge has to say: warnings of rewards, and what they printed."""
@@ -272,6 +304,8 @@ class Trainer:
             "rng": rng_state(),
             "adapters": actors.policy.state_dict() if self.config.lora.rank else {},
         }
+        if self._reference_reset:
+            state["reference"] = reference_weights(actors)
         if actors.critic is not None and actors.critic_learner is not None:
             state["critic"] = actors.critic.state_dict()
             state["critic_learner"] = actors.critic_learner.state_dict()
@@ -292,6 +326,9 @@ class Trainer:
         if state["adapters"]:
             actors.policy.load_state_dict(state["adapters"])
         actors.learner.load_state_dict(state["learner"])
+        if "reference" in state:
+            restore_reference(actors, state["reference"])
+            self._reference_reset = True
         if actors.critic is not None and actors.critic_learner is not None:
             actors.critic.load_state_dict(state["critic"])
             actors.critic_learner.load_state_dict(state["critic_learner"])

@@ -1,0 +1,45 @@
+"""The task's reference answers as completions, as the policy would have written them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from upslope.errors import UsageError
+from upslope.rollout import Example, Finish, Rollouts
+
+
+def reference_text(judge: Any, example: Example) -> str:
+    """The reference answer of an example, by the task's judge, or else its column `answer`. Raises UsageError without one."""
+    find = getattr(judge, "reference", None)
+    value = find(example) if find is not None else None
+    value = example.data.get("answer") if value is None else value
+    if value is None:
+        raise UsageError(
+            f"the method puts the reference answer among the completions (rollout.reference_rows), but '{example.key}' has none; "
+            f"it has: {', '.join(example.data) or 'nothing'}. Give the data an answer, or set reference_rows=0."
+        )
+    return str(value)
+
+
+def reference_rollouts(
+    tokenizer: Any, prompts: Sequence[Sequence[int]], texts: Sequence[str], copies: int, max_tokens: int
+) -> Rollouts:
+    """`copies` rows per prompt of its text, with the end token, cut to `max_tokens`; log-probs 0, to be filled in."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    whole = [tokenizer(text, add_special_tokens=False)["input_ids"] + end for text in texts]
+    rows = [ids[:max_tokens] for ids in whole for _ in range(copies)]
+    cut = [len(ids) > max_tokens for ids in whole for _ in range(copies)]
+    finish: list[Finish] = ["length" if short else "stop" for short in cut]
+    length = torch.tensor([len(ids) for ids in rows])
+    mask = torch.arange(max(int(length.max()), 1)) < length[:, None]
+    tokens = torch.zeros(mask.shape, dtype=torch.int64)
+    tokens[mask] = torch.tensor([token for ids in rows for token in ids], dtype=torch.int64)
+    said = [text for text in texts for _ in range(copies)]
+    text = [
+        tokenizer.decode(ids, skip_special_tokens=True) if short else whole_text
+        for ids, short, whole_text in zip(rows, cut, said, strict=True)
+    ]
+    prompt = torch.arange(len(prompts)).repeat_interleave(copies)
+    zeros = torch.zeros(mask.shape)
+    return Rollouts(prompts, prompt, tokens, mask, length, zeros, zeros, finish, text)
