@@ -49,8 +49,9 @@ class EntropyModulated(GroupBaseline):
     def __call__(self, batch: Batch) -> Tensor:
         advantage = super().__call__(batch)
         places = batch.mask.nonzero(as_tuple=True)
-        named = torch.stack([batch.trajectory[places[0]], batch.turn[places]], 1)
-        steps, step, length = named.unique(dim=0, return_inverse=True, return_counts=True)
+        turns = int(batch.turn.max()) + 1
+        named = batch.trajectory.unique(return_inverse=True)[1][places[0]] * turns + batch.turn[places]
+        steps, step, length = named.unique(return_inverse=True, return_counts=True)
 
         def step_mean(column: Tensor) -> Tensor:
             return column.new_zeros(len(steps)).index_add_(0, step, column) / length
@@ -58,7 +59,7 @@ class EntropyModulated(GroupBaseline):
         entropy = step_mean(batch.entropy[places].to(advantage.dtype))
         h = (entropy - entropy.min()) / (entropy.max() - entropy.min() + 1e-8)
         scale, clarity = (-self.k * h).exp(), (-self.k_future * h).exp()
-        continues = steps[1:, 0] == steps[:-1, 0]  # `unique` sorts: by trajectory, then by turn
+        continues = steps[1:] // turns == steps[:-1] // turns  # `unique` sorts: by trajectory, then by turn
         bonus = torch.zeros_like(h)
         bonus[:-1] = torch.where(continues, clarity[1:], 0.0)
         modulated = step_mean(advantage[places[0]]) * scale / scale.mean() + self.zeta * bonus
