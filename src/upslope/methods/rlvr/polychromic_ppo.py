@@ -1,24 +1,24 @@
-"""Polychromic PPO: random sets of a prompt's completions are scored by mean reward times diversity, and members share the score.
+"""Polychromic PPO: random sets of completions are scored by mean reward times diversity, and members share the score.
 
-    f_j   (mean reward of set j) * d_j, d_j = distinct answers in the set / n, or 0 if all n > 1 are the same    j = 1..M per prompt
-    A_j   f_j - mean over the prompt's M sets
+    f_j   (mean reward of set j) * d_j, d_j = distinct answers in the set / n, or 0 if all n > 1 are the same
+    A_j   f_j - mean over the prompt's sets j = 1..M
     loss  mean over sequences, and over the tokens of each, of N / (M n) times the sum over the sets j that hold it of
           max(-A_j r, -A_j clip(r, 0.8, 1.2)), plus 0.005 (r - 1 - log r), for N completions per prompt
     The M sets of n = 4 are drawn anew in every step, without replacement inside a set.
 
 Differs from grpo:  advantages of sets; one clipped loss per completion and set; KL(old || new) instead of k3; 2 epochs.
-Limits:  n = 1: d = 1, and the sum over sets has the expectation of the mean baseline, A_i = R_i - mean. A set's score does not
-    depend on the order of its members. Prompts with at most n completions have one set only, and no advantage.
-Expects:  rewards in [0, 1], and answers that can be told apart: the verifier's part `answer`, or else a completion's last line. At
-    n = 2 one success beside a different failure scores 0.5, two equal successes 0, two different ones 1: where only one answer is
-    right, diversity can only come from wrong answers.
+Limits:  n = 1: d = 1, and the sum over sets has the expectation of the mean baseline, A_i = R_i - mean. A set's score does
+    not depend on the order of its members. Prompts with at most n completions have one set only, and no advantage.
+Expects:  rewards in [0, 1], and answers that can be told apart: the verifier's part `answer`, or else a completion's last
+    line. At n = 2 one success beside a different failure scores 0.5, two equal successes 0, two different ones 1: where
+    only one answer is right, diversity can only come from wrong answers.
 Source:  arXiv:2509.25424, by second-hand notes and a third party's replication, which also gave N, n, M, epochs and the KL
     coefficient; no official code was found. This page is a reconstruction.
-Deviations:  the language form: a state is a prompt, its vines are the responses, a set is a subset of them. Of the vine form there
-    is no resetting to states inside a trajectory, no window of W = 5 steps after such a state (all tokens of a response get the
-    set's advantage), and no critic with GAE for the other states. The factor N / (M n) makes the loss a mean over the pairs of set
-    and member. KL(old || new) is estimated at the sampled tokens. Both epochs use the policy of the rollouts as the old one.
-    n = 1 counts as diverse; the paper's rule says nothing of it.
+Deviations:  the language form: a state is a prompt, its vines are the responses, a set is a subset of them. Of the vine
+    form there is no resetting to states inside a trajectory, no window of W = 5 steps after such a state (all tokens of a
+    response get the set's advantage), and no critic with GAE for the other states. The factor N / (M n) makes the loss a
+    mean over the pairs of set and member. KL(old || new) is estimated at the sampled tokens. Both epochs use the policy of
+    the rollouts as the old one. n = 1 counts as diverse; the paper's rule says nothing of it.
 Not this:  a bonus for entropy or novelty of single completions: a completion gains by the company it is drawn with.
 """
 

@@ -1,4 +1,4 @@
-"""Q-Hawkeye: GRPO that trusts a prompt less where its completions' scores disagree, and pushes the policy to use what it is shown.
+"""Q-Hawkeye: GRPO that trusts a prompt less where its predictions disagree, and pushes the policy to use what it is shown.
 
     u_g   min(1, (variance of the group's predictions) / (span^2 / 4)), the variance with n                [G]
     w_i   exp(-0.2 u_g), which multiplies the clipped ratio's loss                                         [R]
@@ -8,17 +8,19 @@
 
 Differs from grpo:  the weight w; the perception term P; eps = 1e-4; groups of 4.
 Limits:  all predictions alike: w = 1. alpha=0 and gamma=0 is grpo.
-Expects:  completions that end in a number, on a scale `span` wide (1 to 5: 4), which the task's verifier returns as the part
-    `prediction`. The authors' reward is exp(-|prediction - truth| / 0.3) + 0.8 if the format is right, less a penalty for
-    repetition; the task gives it. P costs a forward pass per step under the altered prompt, beside grpo's forward and backward.
-Source:  arXiv:2601.22920 (number from memory); the authors' code (AMAP-ML/Q-Hawkeye, grpo_trainer.py).
+Expects:  completions that end in a number, on a scale `span` wide (1 to 5: 4), which the task's verifier returns as the
+    part `prediction`. Parts of a combined reward are added to it, so it has to come from a task whose judge keeps it apart.
+    The authors' reward is exp(-|prediction - truth| / 0.3) + 0.8 if the format is right, less a penalty for repetition; the
+    task gives it. P costs a forward pass per step under the altered prompt, beside grpo's forward and backward.
+Source:  arXiv:2601.22920; the authors' code (AMAP-ML/Q-Hawkeye, grpo_trainer.py).
 Deviations:  the text form: they degrade the image, here each token of the prompt (its template included) is blanked with
-    probability 0.5. masked_logp is that of the policy before the update. gamma reaches 0 at the end of the run, theirs after 5
-    epochs: `until` is that share of the run. Their code leaves completions without a number out of the variance and moves numbers
-    off the scale to its ends; here the verifier gives a number or fails. Their terms in the sum of logp are off there and left out
-    here; the one for the degraded image acts on a constant. beta is grpo's; theirs is a default of their code base.
-Not this:  a bounded reward for perception: -P has no lower bound and is safe only by its small gamma and the decay. vppo puts
-    the same divergence into the weight.
+    probability 0.5. masked_logp is that of the policy before the update. gamma reaches 0 at the end of the run, theirs
+    after 5 epochs: `until` is that share of the run. Their code leaves completions without a number out of the variance and
+    moves numbers off the scale to its ends; here the verifier gives a number or fails. Their terms in the sum of logp are
+    off there and left out here; the one for the degraded image acts on a constant. beta is grpo's; theirs is a default of
+    their code base.
+Not this:  a bounded reward for perception: -P has no lower bound and is safe only by its small gamma and the decay. vppo
+    puts the same divergence into the weight.
 """
 
 from collections.abc import Sequence

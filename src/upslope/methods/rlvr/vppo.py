@@ -7,17 +7,17 @@
     loss  mean over the batch's tokens, with m = 0 too, of a m max(-A r, -A clip(r, 0.8, 1.28)) - 0.06 logp; dual clip at 3
 
 Differs from dapo:  the weights a and m; dual clip; the term in logp; no length penalty; groups of 8, 3 updates per step.
-Limits:  scale_min=1 and share=1 leave a = m = 1, dapo's surrogate. Where hiding changes nothing (S = 0), a = 1, and the first
-    tokens of each completion are kept, since all tie.
-Expects:  prompts whose details matter. Beside the forward and backward pass of learning it costs a forward pass per step under the
-    altered prompt, and one more for each mini-batch that does not fit into one pass, since n needs all of it.
+Limits:  scale_min=1 and share=1 leave a = m = 1, dapo's surrogate. Where hiding changes nothing (S = 0), a = 1, and the
+    first tokens of each completion are kept, since all tie.
+Expects:  prompts whose details matter. Beside the forward and backward pass of learning it costs a forward pass per step
+    under the altered prompt, and one more for each mini-batch that does not fit into one pass, since n needs all of it.
 Source:  arXiv:2510.09285; the authors' code (huaixuheqing/VPPO-RL, dp_actor.py), settings for 7B. For 8B: penalty 0.12.
-Deviations:  this is the text form: the paper blackens patches of an image with probability 0.5, here each token of the prompt
-    (its template included) is blanked with that probability. In their code the lowest and highest are those of a device's share
-    of the mini-batch and the mean of n that of a micro-batch. They train on groups with accuracy within 0.01 and 0.99: with
-    rewards of 0 and 1 that is dapo's dynamic sampling.
-Not this:  an entropy penalty. At r = 1 the term in logp has no gradient in expectation, so it acts through reuse and noise only.
-    q_hawkeye puts the divergence into the loss; here it only weighs, and S is taken before the update.
+Deviations:  this is the text form: the paper blackens patches of an image with probability 0.5, here each token of the
+    prompt (its template included) is blanked with that probability. In their code the lowest and highest are those of a
+    device's share of the mini-batch and the mean of n that of a micro-batch. They train on groups with accuracy within 0.01
+    and 0.99: with rewards of 0 and 1 that is dapo's dynamic sampling.
+Not this:  an entropy penalty. At r = 1 the term in logp has no gradient in expectation, so it acts through reuse and noise
+    only. q_hawkeye puts the divergence into the loss; here it only weighs, and S is taken before the update.
 """
 
 import math
