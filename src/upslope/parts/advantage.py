@@ -15,9 +15,10 @@ from upslope.recipe import Part
 class GroupBaseline(Part):
     """Reward minus its group's baseline, over its group's spread:  a = (r - b) / (s + eps),  [R].
 
-    "batch_mean" and "batch_std" (n - 1) are those of all rewards of the batch, whatever their group. A reward that has nothing to
-    compare with, since its group (or the batch) has fewer than two valid rollouts, gets 0, or with `lone="reward"` (verl) the
-    bare reward, b taken as 0 and s as 1. Raises UsageError for the batch's mean over a group's spread.
+    "batch_mean" and "batch_std" (n - 1) are those of all rewards of the batch, whatever their group. A reward that has
+    nothing to compare with, since its group (or the batch) has fewer than two valid rollouts, gets 0, or with
+    `lone="reward"` (verl) the bare reward, b taken as 0 and s as 1. Raises UsageError for the batch's mean over a group's
+    spread.
     """
 
     baseline: Literal["mean", "leave_one_out", "batch_mean"] = "mean"
@@ -28,8 +29,8 @@ class GroupBaseline(Part):
     def __post_init__(self) -> None:
         if self.baseline == "batch_mean" and self.scale not in ("batch_std", None):
             raise UsageError(
-                f"GroupBaseline(baseline='batch_mean', scale='{self.scale}') divides by 0 where a group's rewards are equal but "
-                "differ from the batch's mean. Use scale='batch_std' or scale=None."
+                f"GroupBaseline(baseline='batch_mean', scale='{self.scale}') divides by 0 where a group's rewards are "
+                "equal but differ from the batch's mean. Use scale='batch_std' or scale=None."
             )
 
     @property

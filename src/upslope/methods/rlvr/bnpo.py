@@ -13,9 +13,9 @@ Limits:  alpha = beta = 1, so also where success rates spread so widely that k <
     baseline; alpha = beta = 3/2 is grpo's A (population deviation) times pi / 8.
 Expects:  rewards within reward_range, and many prompts per batch, since the density is fitted anew in every batch.
 Source:  Xiao et al. 2025 (arXiv:2506.02864); the authors' code (changyi7231/BNPO, bnpo_ray_trainer.py, a9c51b9).
-Deviations:  equal success rates (v = 0): their code gives NaN or raises; here f = 1, although 1 / f falls to 0 as v does. A lone
-    completion of a prompt: their baseline is 0; here its own reward, so no signal. One reward: the paper's sum of advantages over
-    several components (accuracy, format) is not here.
+Deviations:  equal success rates (v = 0): their code gives NaN or raises; here f = 1, although 1 / f falls to 0 as v does.
+    A lone completion of a prompt: their baseline is 0; here its own reward, so no signal. One reward: the paper's sum of
+    advantages over several components (accuracy, format) is not here.
 Not this:  TRL's loss_type="bnpo", a token mean over the local batch: aggregate=LocalTokenMean(), for any method.
 """
 

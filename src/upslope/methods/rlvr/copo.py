@@ -7,16 +7,18 @@
     loss   mean over sequences of the mean over tokens of w l(L) + (1 - w) l(M),  l(A) = max(-A r, -A clip(r, 0.8, 1.2))
 
 Differs from grpo:  the second loss and its share, by the entropy of the answers; groups of 6; no KL.
-Limits:  w = 1 (rho far below 0) is grpo with beta = 0; w = 0 is a baseline over prompts alone. One prompt per batch: M = 0. A
-    prompt that is always wrong has L = 0 and M <= 0: every answer to it is pushed down.
+Limits:  w = 1 (rho far below 0) is grpo with beta = 0; w = 0 is a baseline over prompts alone. One prompt per batch: M =
+    0. A prompt that is always wrong has L = 0 and M <= 0: every answer to it is pushed down.
 Expects:  several prompts per batch. H is at most ln(group_size), so rho = 1.5 belongs to groups of 6: for others take
-    0.84 ln(group_size). Answers are the completions' last lines, or the verifier's part `answer`. M has no contrast within the
-    prompt, so it moves probability to whatever is done on easy prompts, with more variance. The paper's own ablation gives M alone
-    (w = 0) 60.35 and the blend 60.38.
+    0.84 ln(group_size). Answers are the completions' last lines, or the verifier's part `answer`. M has no contrast
+    within the prompt, so it moves probability to whatever is done on easy prompts, with more variance. The paper's own
+    ablation gives M alone (w = 0) 60.35 and the blend 60.38.
 Source:  Han et al. 2025 (arXiv:2508.04138), by notes on the paper; the authors' code (hijih/copo-code), verl/trainer/ppo.
-Deviations:  M is taken over the step's whole batch, as in their code; the paper's notes say mini-batch. Deviations have n - 1.
-Not this:  their reward_coef_flg, off in their script, which multiplies the prompt's mean reward by 1 - lambda H. copo@released has
-    their script's gamma = 5, rho = 1 and entropy in bits, dual clip 3, and M alone for a completion with reward 0.
+Deviations:  M is taken over the step's whole batch, as in their code; the paper's notes say mini-batch. Deviations have n
+    - 1.
+Not this:  their reward_coef_flg, off in their script, which multiplies the prompt's mean reward by 1 - lambda H.
+    copo@released has their script's gamma = 5, rho = 1 and entropy in bits, dual clip 3, and M alone for a completion
+    with reward 0.
 """
 
 from dataclasses import dataclass
@@ -40,7 +42,8 @@ class ConsistencyAdvantage(Part):
     """L as `advantage`, M as `global_advantage` and w as `local_share`, [R] each, as above.
 
     `bits` measures H in bits. `local_for` narrows the rows that have a share of L: "rewarded", those whose reward is not 0
-    ("soft with zero" in the authors' code), or "contrasted", those whose L is not 0 ("soft with forced"); the others have M alone.
+    ("soft with zero" in the authors' code), or "contrasted", those whose L is not 0 ("soft with forced"); the others have
+    M alone.
     """
 
     gamma: float = 20.0

@@ -4,16 +4,16 @@
     loss  mean over the batch's tokens of max(-A r, -A clip(r, 0.8, 1.2))
 
 Differs from grpo:  the deviation is that of the batch's raw rewards (n - 1); the token mean; no KL.
-Limits:  one prompt per batch and equal lengths is grpo with beta = 0. Up to the one factor 1 / std it is dr_grpo's A: a prompt
-    that is solved with rate p weighs p (1 - p), where grpo's weighs the root of it.
+Limits:  one prompt per batch and equal lengths is grpo with beta = 0. Up to the one factor 1 / std it is dr_grpo's A: a
+    prompt that is solved with rate p weighs p (1 - p), where grpo's weighs the root of it.
 Expects:  two or more completions per prompt, and prompts of differing difficulty in a batch. The study's other tricks are
-    settings. Normalization: baseline=batch_mean (global mean); scale=sample_std (local deviation), batch_std (global) or none.
-    Clip-higher: ratio_high=1.28. Overlong filter: drop_truncated=true. Sequence mean: aggregate=grpo. By the study, clip-higher
-    helps aligned models, the filter medium lengths, and the token mean base models but not aligned ones.
+    settings. Normalization: baseline=batch_mean (global mean); scale=sample_std (local deviation), batch_std (global) or
+    none. Clip-higher: ratio_high=1.28. Overlong filter: drop_truncated=true. Sequence mean: aggregate=grpo. By the study,
+    clip-higher helps aligned models, the filter medium lengths, and the token mean base models but not aligned ones.
 Source:  "Part I: Tricks or Traps?" (arXiv:2508.08221); ROLL's reward_norm with norm_mean_type=group, norm_std_type=batch.
 Deviations:  temperature and top-p are 1, theirs 0.99.
-Not this:  PPO: there is no critic. whiten, which takes the deviation of the centered rewards, over tokens: reinforce_pp_baseline.
-    lite_ppo@trl is TRL's scale_rewards="batch".
+Not this:  PPO: there is no critic. whiten, which takes the deviation of the centered rewards, over tokens:
+    reinforce_pp_baseline. lite_ppo@trl is TRL's scale_rewards="batch".
 """
 
 from upslope.methods.rlvr.grpo import grpo

@@ -10,18 +10,21 @@
     loss   mean over sequences of the mean over tokens of max(-A r, -A clip(r, 0.8, 1.2))
 
 Differs from grpo:  the advantage; groups of 5; two mini-batches; no KL.
-Limits:  w = 0 with quantiles at the lowest and highest score, c on and no scale is reinforce with the highest score as baseline.
-    V is flat below q and above q', C above q: with c on, a paper beyond q' has A = 0.
-Expects:  batches of several bundles (bundle_size prompts each; the last may be smaller), groups of equal size: a completion whose
-    number exceeds the bundle's smallest group is in no paper and has A = 0. With c on, every A is negative or 0 (credit
-    "sum-mean" aside): a constant that the clip does not forgive, since every token is pushed down. riskpo@dapo_math is the authors'
-    setting for hard tasks, c off. risk="seeking" is the paper's control, in which entropy collapses.
-Source:  Ren et al. 2025 (arXiv:2510.00911); the authors' code (RTkenny/RiskPO, 8dce3fa), core_algos.py and ray_trainer.py.
-Deviations:  quantiles: "track" uses the tracked ones (in the first step the batch's, with which they start), "batch" each bundle's
-    own, "mix" the mean of both. In their code every batch is new, and the tracked quantiles are put into it after its advantages:
-    all three are "batch" there, as in riskpo@released. A bundle whose papers score alike has 1 for its deviation: theirs is 0, and
-    a tracked quantile elsewhere makes A a million. Only the two levels are tracked, not their grid of 19, since no level reads
-    another; their baseline by the integral over the grid is off in their scripts and absent here.
+Limits:  w = 0 with quantiles at the lowest and highest score, c on and no scale is reinforce with the highest score as
+    baseline. V is flat below q and above q', C above q: with c on, a paper beyond q' has A = 0.
+Expects:  batches of several bundles (bundle_size prompts each; the last may be smaller), groups of equal size: a
+    completion whose number exceeds the bundle's smallest group is in no paper and has A = 0. With c on, every A is
+    negative or 0 (credit "sum-mean" and risk "seeking" aside), so every token is pushed down, which the clip bounds.
+    riskpo@dapo_math is the authors' setting for hard tasks, c off. risk="seeking" is the paper's control, in which
+    entropy collapses.
+Source:  Ren et al. 2025 (arXiv:2510.00911); the authors' code (RTkenny/RiskPO, 8dce3fa), core_algos.py and
+    ray_trainer.py.
+Deviations:  quantiles: "track" uses the tracked ones (in the first step the batch's, with which they start), "batch" each
+    bundle's own, "mix" the mean of both. In their code every batch is new, and the tracked quantiles are put into it
+    after its advantages: all three are "batch" there, as in riskpo@released. A bundle whose papers score alike has 1 for
+    its deviation: theirs is 0, and a tracked quantile elsewhere makes A a million. Only the two levels are tracked, not
+    their grid of 19, since no level reads another; their baseline by the integral over the grid is off in their scripts
+    and absent here.
 Not this:  a risk measure over tokens or over one prompt's completions; bundles are of different prompts.
 """
 
@@ -80,8 +83,8 @@ class BundledRisk(Part):
     def describe(self) -> str:
         tail = "lower" if self.risk == "averse" else "upper"
         return (
-            f"mixed value at risk of the sum of reward over bundles of {self.bundle_size} prompts, levels {self.level_low:g} and "
-            f"{self.level_high:g}, {tail} tail times {self.tail_weight:g}, credit '{self.credit}'"
+            f"mixed value at risk of the sum of reward over bundles of {self.bundle_size} prompts, levels "
+            f"{self.level_low:g} and {self.level_high:g}, {tail} tail times {self.tail_weight:g}, credit '{self.credit}'"
         )
 
     def __call__(self, batch: Batch, state: State) -> tuple[Tensor, State]:
