@@ -101,3 +101,8 @@ def exact_mirror_step_error(tau):
 def test_the_mean_reward_stands_for_tau_log_z_the_better_the_larger_tau():
     errors = [exact_mirror_step_error(tau) for tau in (0.5, 2.0, 8.0)]
     assert errors[0] > 8 * errors[1] > 64 * errors[2]
+
+
+def test_every_step_starts_without_the_moments_of_the_last():
+    assert make("kimi_k15_md").update.before_step(7) == {"reset_optimizer"}
+    assert make("reinforce").update.before_step(7) == frozenset()

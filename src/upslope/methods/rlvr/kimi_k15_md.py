@@ -6,14 +6,15 @@
     D_i   sum over tokens of logp - old_logp                                                               [R]
     loss  mean over sequences of -A * (sum over tokens of logp) + tau / 2 * D^2
 
-Differs from reinforce:  the group's mean as baseline; the squared log-ratio of the sequence; the length reward.
+Differs from reinforce:  the group's mean as baseline; the squared log-ratio of the sequence; the length reward; every step
+    is a problem of its own, which the optimizer starts without moments of the steps before.
 Limits:  tau = 0 without the length reward is reinforce with the group's mean; so is the first step, where D = 0. The gradient is
     zero where D = A / tau: the fixed point is the mirror step, the old policy times exp(R / tau), but for the mean reward in
     place of tau log Z, which is good for large tau only (the paper's own remark).
 Expects:  two or more completions per prompt, several updates per batch of rollouts; correct means a reward over 0.5.
 Source:  Kimi Team 2025 (arXiv:2501.12599), section 2.3, eq. 3 and the length reward.
 Deviations:  tau, the weight of the length reward and its warm-up are not given: 0.1 (ROLL), 1 and 0. Prompts are drawn uniformly,
-    not by their success rate; the optimizer is not reset between steps; completions are not resumed in the next one.
+    not by their success rate; completions are not resumed in the next step.
 Not this:  ROLL's and verl's square per token ("dro"), which lacks the products of different tokens.
 """
 
@@ -106,5 +107,5 @@ def kimi_k15_md() -> Recipe:
         advantage=GroupBaseline(scale=None),
         surrogate=MirrorDescent(tau=0.1),
         aggregate=RowMean(),
-        update=Update(minibatches=4),
+        update=Update(minibatches=4, fresh_optimizer=True),
     )
