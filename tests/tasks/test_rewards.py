@@ -78,6 +78,7 @@ def test_a_function_is_named_by_its_file():
         ("task", "a data file has none"),
         ("missing.py:score", "missing.py cannot be read: No such file"),
         ("exact:sometimes", "has no option 'sometimes'; it has ignore_case"),
+        ("ast:sometimes", "has no option 'sometimes'; it has think"),
         ("some where:f", "there is no reward 'some where:f'"),
         (7, "a text or a function, not int"),
         ([7], "a text or a function, not int"),

@@ -3,6 +3,7 @@ r"""How a reward is written: one verifier, or a weighted sum of several.
     exact               completion equals the reference answer, whitespace normalized (exact:ignore_case)
     math                math-verify finds the final answer equal to the reference
     choices             share of the reference's options that the answer names, 0 with a wrong one: A, C
+    ast                 function calls equal to the reference's, in any order; ast:think after reasoning (upslope.tasks.calls)
     regex:PATTERN       the pattern is found; with a group, and a reference in the row, the group equals the reference
     FILE.py:FUNCTION    the user's function, in TRL's or verl's signature (upslope.tasks.user_reward)
     package.module:FUNCTION    the same, imported
@@ -27,8 +28,8 @@ from upslope.errors import UsageError
 RewardSpec = str | Callable[..., Any] | Mapping[str, float] | Sequence["str | Callable[..., Any]"]
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 FORMS = (
-    "A reward is exact, exact:ignore_case, math, choices, regex:PATTERN, FILE.py:FUNCTION, package.module:FUNCTION, "
-    "or a sum such as rewards.py:score*0.5+exact*1.0."
+    "A reward is exact, exact:ignore_case, math, choices, ast, ast:think, regex:PATTERN, FILE.py:FUNCTION, "
+    "package.module:FUNCTION, or a sum such as rewards.py:score*0.5+exact*1.0."
 )
 
 
@@ -43,7 +44,7 @@ class RewardPart:
 
     @property
     def needs_reference(self) -> bool:
-        return self.kind in ("exact", "math", "choices")
+        return self.kind in ("exact", "math", "choices", "ast")
 
     @property
     def reads_row(self) -> bool:
@@ -130,6 +131,10 @@ def parse_term(term: str, own: RewardPart | None) -> RewardPart:
         return RewardPart("exact", "exact", settings={"ignore_case": bool(option), "source": term})
     if kind == "exact" and option:
         raise UsageError(f"the reward 'exact' has no option '{option}'; it has ignore_case.")
+    if kind == "ast" and option in ("", "think"):
+        return RewardPart("ast", "ast", settings={"think": bool(option), "source": term})
+    if kind == "ast" and option:
+        raise UsageError(f"the reward 'ast' has no option '{option}'; it has think.")
     if term in ("math", "choices"):
         return RewardPart(term, term)
     if ":" not in term:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from upslope.errors import UsageError
 from upslope.parent import die_with_parent
+from upslope.tasks.calls import FunctionCalls
 from upslope.tasks.scorers import Choices, Exact, Math, Pattern, Procedural, Score, Scorer
 from upslope.tasks.user_reward import make_user_scorer
 
@@ -77,6 +78,7 @@ def main() -> None:
 def make_scorer(line: Line, part: Mapping[str, Any], timeout: float) -> Scorer:
     makers: dict[str, Callable[[], Scorer]] = {
         "exact": lambda: Exact(line, ignore_case=part["ignore_case"]),
+        "ast": lambda: FunctionCalls(line, think=part["think"]),
         "choices": lambda: Choices(line),
         "regex": lambda: Pattern(line, part["pattern"]),
         "math": lambda: Math(line),
