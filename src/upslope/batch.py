@@ -26,6 +26,8 @@ class Column:
     remedy: str = ""
 
 
+GAUSSIAN = "which a denoising sampler gives and a language model does not have"
+
 COLUMNS = {
     "logp": Column("RT", "float", "log-prob of each token under the policy, with gradient"),
     "mask": Column("RT", "bool", "tokens that the policy wrote and that are trained on (default: all)"),
@@ -68,6 +70,11 @@ COLUMNS = {
     ),
     "predicted_gain": Column("RT", "float", "change of the token's objective that a step on it alone would bring"),
     "predicted_shift": Column("RT", "float", "how far such a step would move the policy, as a KL"),
+    "mean": Column("RT*", "float", "mean of a Gaussian action, with gradient", GAUSSIAN),
+    "old_mean": Column("RT*", "float", "mean under the policy before the update", GAUSSIAN),
+    "ref_mean": Column("RT*", "float", "mean under the frozen reference policy", GAUSSIAN),
+    "noise_scale": Column("RT", "float", "standard deviation of a Gaussian action", GAUSSIAN),
+    "step_size": Column("RT", "float", "time that a step of the sampler takes", GAUSSIAN),
     "hidden": Column("RT*", "float", "hidden state that predicts each token"),
     "log_distribution": Column("RT*", "float", "log-probs of the whole vocabulary"),
 }
