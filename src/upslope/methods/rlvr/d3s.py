@@ -11,8 +11,8 @@ Limits:  n = N and K = 100 % is grpo with beta = 0 and a token mean. -A selects 
 Expects:  the selection drops completions without reweighting the rest, so it is biased towards extreme advantages. The engine
     records H while it samples: no extra pass. Completions outside S are not computed in the update.
 Source:  Wang et al. 2025 (arXiv:2509.22115), at second hand: from summaries of its text; there is no public code.
-Deviations:  the ends of the schedule are a proposal, since the paper's figures are not known to us. The denominator and the lack
-    of a KL term are our reading. One summary selects within each group before it does across the batch; here across only. With
+Deviations:  the ends of the schedule are a proposal, the paper's figures being unknown to us. The denominator and the lack of a
+    KL term are our reading. One summary selects within each group before it does across the batch; here across only. With
     GSPO as the base only completions are selected: tokens_start=1, tokens_end=1, surrogate and aggregate gspo's.
 Not this:  PODS (arXiv:2504.13818) maximizes the variance of the rewards within each group, which selects as scope="group" does.
 """

@@ -1,7 +1,8 @@
 """EMPG: an agent's confident steps count for more, its uncertain ones for less, and a step before a clear one gets a bonus.
 
     A     (R - mean of group) / (standard deviation of group + eps), of the trajectory                     [R]
-    H_s   mean over step s of the sampling policy's token entropies; h = (H_s - min) / (max - min + 1e-8), over the batch's steps
+    H_s   mean over step s of the sampling policy's token entropies
+    h_s   (H_s - min) / (max - min + 1e-8), over the batch's steps
     g_s   exp(-k h_s) / mean over the batch's steps of it;  f_s = exp(-k_future h_s)
     A_s   A g_s + zeta f_{s+1}, the latter if the trajectory has a step s + 1; minus its mean over the batch's steps    [R, T]
     loss  mean over sequences of the mean over tokens of max(-A_s r, -A_s clip(r, 0.8, 1.2)) + beta k3

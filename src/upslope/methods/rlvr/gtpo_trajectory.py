@@ -5,17 +5,17 @@
     A_i   a_i - 0.1 H_i; 0 where H_i > ln 2, if the policy's mean H was at most ln 2 at the first step      [R]
     w     2 for a conflict token where a > 0, 0 for one where a < 0, 1 elsewhere                           [R, T]
     loss  mean over sequences of the mean over tokens of -w A logp
-    A conflict token stands at the same position, from the start or from the end, in a completion with a > 0 and in one with a < 0
-    of its group; and so do all tokens before it, or after it.
+    A conflict token stands at the same position, from the start or from the end, in a completion with a > 0 and in one with
+    a < 0 of its group; and so do all tokens before it, or after it.
 
 Differs from reinforce:  the group's mean as baseline, the entropy's penalty and limit; the weight; the mean over tokens.
-Limits:  a penalty of 0, no limit and no shared beginning or end is reinforce with the group's mean and a mean over tokens. Tokens
-    that a whole group begins or ends with never become less likely, if the penalty is 0.
+Limits:  a penalty of 0, no limit and no shared beginning or end is reinforce with the group's mean and a mean over tokens.
+    Tokens that a whole group begins or ends with are never pushed down, if the penalty is 0.
 Expects:  two or more completions per prompt, one update per batch of rollouts: there is no ratio, clip or reference. Groups of
     equal rewards have a gradient, the penalty's. The engine records the entropy while it samples: no extra pass.
 Source:  Simoni et al. 2025 (arXiv:2508.03772) and the authors' code (winstonsmith1897/GTPO).
-Deviations:  the loss's value is -w A logp, not the paper's -w A r with r = exp(logp - [logp]); the gradient is the same. The code
-    (@released) multiplies both runs' weights, so that a token in both gets 4; its limit is 0.7 from the start; and it divides a
+Deviations:  the loss's value is -w A logp, not the paper's -w A r with r = exp(logp - [logp]); the gradient is the same. The
+    code (@released) multiplies both runs' weights, so that a token in both gets 4; its limit is 0.7 from the start; and it divides a
     completion's weights by its number of conflict tokens, which the paper does not.
 Not this:  the GTPO of arXiv:2508.04349 weights rewards by the entropy of the tokens.
 """

@@ -8,7 +8,7 @@
 Differs from dapo:  the selection of tokens.
 Limits:  rho = 1 is dapo.
 Expects:  long completions, mostly of tokens that could hardly be others. The engine records H while it samples: no extra pass.
-Source:  Wang et al. 2025 (arXiv:2506.01939), eq. 5; rho = 0.2. The quantile interpolates linearly, as TRL's top_entropy_quantile.
+Source:  Wang et al. 2025 (arXiv:2506.01939), eq. 5; rho = 0.2. The quantile interpolates linearly, as TRL's.
 Deviations:  the quantile is that of the whole step, the denominator that of each mini-batch. TRL takes H of the current policy,
     anew for every micro-batch.
 Not this:  denominator="kept" divides by the kept tokens (a gradient about 1 / rho times as long): re-implementations that clear
