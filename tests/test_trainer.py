@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from upslope import Trainer, UsageError
-from upslope.parts.sampling import Reincarnation, Sample, Update
+from upslope.methods.rlvr.remix import Reincarnation
+from upslope.parts.sampling import Sample, Update
 from upslope.registry import make
 from upslope.rollout import Example, Outcome
 from upslope.runs.metrics import read_metrics

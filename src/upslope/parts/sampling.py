@@ -5,7 +5,7 @@ they return, and is in the checkpoint. None of them changes the state that it is
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -93,25 +93,6 @@ class Update(Part):
     def recipe_at(self, recipe: Recipe, step: int) -> Recipe:
         """The recipe of a step (from 1): it may differ from the run's in the settings of `rollout` and `update`."""
         return recipe
-
-
-@dataclass(frozen=True)
-class Reincarnation(Update):
-    """After `reincarnate_at` steps: the reference becomes the policy, the optimizer forgets, rollouts are new ones used once.
-
-    `reincarnate_at` None never does. Source: ReMix (arXiv:2507.06892).
-    """
-
-    reincarnate_at: int | None = 100
-
-    def before_step(self, step: int) -> frozenset[str]:
-        again = self.reincarnate_at is not None and step == self.reincarnate_at + 1
-        return super().before_step(step) | ({"reset_optimizer", "reset_reference"} if again else set())
-
-    def recipe_at(self, recipe: Recipe, step: int) -> Recipe:
-        if self.reincarnate_at is None or step <= self.reincarnate_at:
-            return recipe
-        return recipe.replace(rollout=replace(recipe.rollout, replay=0.0), update=replace(self, epochs=1))  # type: ignore[type-var]
 
 
 class Curriculum(Part):
