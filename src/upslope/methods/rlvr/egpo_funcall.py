@@ -8,15 +8,16 @@
 
 Differs from grpo:  the bonus; beta = 0.001.
 Limits:  alpha = 0 is grpo. A' has the sign of A for every kappa > alpha, and is 0 where A is.
-Expects:  completions that reason before they call, reward="ast:think". reasoning_end holds the token ids that end the reasoning,
-    such as those of </think>; without it, or where they do not occur, the whole completion counts as reasoning. The engine
-    records the entropy while it samples: no extra pass.
-Source:  Hao et al. 2025 (arXiv:2508.05118), at second hand: the bonus is a reconstruction, from a re-implementation in verl that
-    quotes it as alpha clip(H, -|A| / kappa, |A| / kappa), alpha = 0.4, kappa = 2, beta = 0.001. The authors' code is not public.
-Deviations:  the paper's preparation of data (judging by a model in several rounds, a check of the syntax tree, dropping what stays
-    unsolved) is no part of this. It samples at a temperature of 0.7, here 1. Which KL estimator it uses is unknown.
-Not this:  Cheng et al. (arXiv:2506.14758) cap the bonus after scaling, min(alpha H, |A| / kappa) per token; for a row, their 0.4
-    and 2 are kappa=0.8 here. The EGPO of arXiv:2602.22751 is another method.
+Expects:  completions that reason before they call, reward="ast:think". reasoning_end holds the token ids that end the
+    reasoning, such as those of </think>; without it, or where they do not occur, the whole completion counts as reasoning. The
+    engine records the entropy while it samples: no extra pass.
+Source:  Hao et al. 2025 (arXiv:2508.05118), at second hand: the bonus is a reconstruction, from a re-implementation in verl
+    that quotes it as alpha clip(H, -|A| / kappa, |A| / kappa), alpha = 0.4, kappa = 2, beta = 0.001. The authors' code is not
+    public.
+Deviations:  the paper's preparation of data (judging by a model in several rounds, a check of the syntax tree, dropping what
+    stays unsolved) is no part of this. It samples at a temperature of 0.7, here 1. Which KL estimator it uses is unknown.
+Not this:  Cheng et al. (arXiv:2506.14758) cap the bonus after scaling, min(alpha H, |A| / kappa) per token; for a row, their
+    0.4 and 2 are kappa=0.8 here. The EGPO of arXiv:2602.22751 is another method.
 """
 
 from dataclasses import dataclass
@@ -45,8 +46,8 @@ class EntropyBonus(GroupBaseline):
         super().__post_init__()
         if not 0 <= self.alpha < self.kappa:
             raise UsageError(
-                f"EntropyBonus(alpha={self.alpha:g}, kappa={self.kappa:g}): a bonus of up to alpha / kappa of |A| keeps A's sign "
-                "only where 0 <= alpha < kappa, e.g. alpha=0.4, kappa=2."
+                f"EntropyBonus(alpha={self.alpha:g}, kappa={self.kappa:g}): a bonus of up to alpha / kappa of |A| keeps A's "
+                "sign only where 0 <= alpha < kappa, e.g. alpha=0.4, kappa=2."
             )
 
     @property

@@ -15,8 +15,8 @@ Expects:  two or more completions per prompt, one update per batch of rollouts: 
     equal rewards have a gradient, the penalty's. The engine records the entropy while it samples: no extra pass.
 Source:  Simoni et al. 2025 (arXiv:2508.03772) and the authors' code (winstonsmith1897/GTPO).
 Deviations:  the loss's value is -w A logp, not the paper's -w A r with r = exp(logp - [logp]); the gradient is the same. The
-    code (@released) multiplies both runs' weights, so that a token in both gets 4; its limit is 0.7 from the start; and it divides a
-    completion's weights by its number of conflict tokens, which the paper does not.
+    code (@released) multiplies both runs' weights, so that a token in both gets 4; its limit is 0.7 from the start; and it
+    divides a completion's weights by its number of conflict tokens, which the paper does not.
 Not this:  the GTPO of arXiv:2508.04349 weights rewards by the entropy of the tokens.
 """
 
