@@ -176,8 +176,16 @@ RESETTING = make("grpo").replace(update=Reincarnation(epochs=2, reincarnate_at=1
         {"minibatches": 2, "epochs": 2},
         {"method": "reinforce", "baseline": "moving_average"},
         {"method": "oblr_po"},
+        {"replay": 0.6, "old_logp": "recompute"},
+        {"method": RESETTING},
+        {"method": RESETTING, "lora": {"rank": 4}},
+        {"method": "remix", "replay": 0.8, "reincarnate_at": 2},
+        {"method": "tempsamp_r1"},
     ],
-    ids=["grpo", "critic", "lora", "minibatches", "part state", "learning rate"],
+    ids=[
+        *("grpo", "critic", "lora", "minibatches", "part state", "learning rate"),
+        *("replay", "resets", "resets lora", "remix", "references"),
+    ],
 )
 def test_resumed_is_bit_identical(toy, tmp_path, settings):
     method = settings.pop("method", "grpo")
