@@ -151,23 +151,23 @@ def test_temperature_by_entropy(policy, heat):
 
 @dataclass(frozen=True)
 class Measured(Part):
-    """A control that measures: the largest entry of Adam's direction for each token's own row of the output layer."""
+    """A control that measures: what Adam's direction for a token's own row of the output layer adds to the token's logit."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"largest"})
+    needs: ClassVar[frozenset[str]] = frozenset({"added"})
     makes: ClassVar[frozenset[str]] = frozenset({"weight"})
     measured_from: ClassVar[frozenset[str]] = frozenset({"hidden", "top_logp", "top_ids"})
-    top_k: int | None = 5
+    words: int | None = 5
 
     def measure(self, batch, step):
         SEEN.append(
             {name: getattr(batch, name) for name in (*self.measured_from, "advantage", "trajectory")} | {"step": step}
         )
         direction = step.direction(batch.advantage.unsqueeze(-1) * batch.hidden, batch.tokens)
-        return {"largest": direction.abs().amax(-1)}
+        return {"added": (direction * batch.hidden).sum(-1).abs()}
 
     def __call__(self, batch):
         assert "hidden" not in batch
-        keep = batch.largest < batch.masked_mean(batch.largest)
+        keep = batch.added < batch.masked_mean(batch.added)
         return {"weight": batch.weight * keep}
 
 
@@ -192,7 +192,7 @@ def test_what_is_measured_does_not_depend_on_the_split(policy):
 
 
 def test_a_whole_vocabulary_may_be_measured_from(policy):
-    recipe = make("dr_grpo").replace(control=Measured(top_k=None))
+    recipe = make("dr_grpo").replace(control=Measured(words=None))
     seen = updated(policy, recipe, 10_000)[2]
     torch.testing.assert_close(seen[0]["top_logp"].exp().sum(-1)[:, 0], torch.ones(6))
     assert policy.top_k == 32, "the policy of the run stays as it is"

@@ -69,7 +69,7 @@ COLUMNS = {
         "squared norm of the gradient of the completion's log-prob, over all parameters, before the update",
     ),
     "predicted_gain": Column("RT", "float", "change of the token's objective that a step on it alone would bring"),
-    "predicted_shift": Column("RT", "float", "how far such a step would move the policy, as a KL"),
+    "predicted_shift": Column("RT", "float", "how far it would move the policy: on average over tokens, a KL"),
     "mean": Column("RT*", "float", "mean of a Gaussian action, with gradient", GAUSSIAN),
     "old_mean": Column("RT*", "float", "mean under the policy before the update", GAUSSIAN),
     "ref_mean": Column("RT*", "float", "mean under the frozen reference policy", GAUSSIAN),

@@ -69,10 +69,11 @@ class AdamStep:
     def direction(self, gradient: Tensor, rows: Tensor) -> Tensor:
         """What the rows [...] of the parameter would move along, times -lr, if their gradient [..., *] were this one."""
         first, second = self.betas
-        mean = torch.lerp(gradient, self.mean[rows], first)
-        square = torch.lerp(gradient.square(), self.square[rows], second)
+        mean = self.mean[rows].lerp_(gradient, 1 - first)
+        square = self.square[rows].mul_(second).addcmul_(gradient, gradient, value=1 - second)
         steps = self.taken + 1
-        return mean / (1 - first**steps) / ((square / (1 - second**steps)).sqrt() + self.eps)
+        square.div_(1 - second**steps).sqrt_().add_(self.eps).mul_(1 - first**steps)
+        return mean.div_(square)
 
 
 class Learner:

@@ -23,13 +23,13 @@ class Measures(Protocol):
     """A `control` part that reads columns which depend on hidden states and on the optimizer's next step.
 
     measured_from   columns of `LanguagePolicy.score` that they are made from; they live no longer than one forward pass
-    top_k           entries of the columns "top_logp" and "top_ids"; None: the whole vocabulary
+    words           entries of the columns "top_logp" and "top_ids"; None: the whole vocabulary
     measure         from rows with those columns, under the current policy and without gradient, and from what Adam knows of
                     the output layer [V, H], to columns [R, T] by name
     """
 
     measured_from: frozenset[str]
-    top_k: int | None
+    words: int | None
 
     def measure(self, batch: Batch, step: AdamStep) -> dict[str, Tensor]: ...
 
@@ -74,8 +74,8 @@ class Updater:
         policy = self.actors.policy
         if self.measures:
             policy = copy.copy(policy)
-            words = policy.model.get_output_embeddings().weight.shape[0]
-            policy.top_k = max(words if part.top_k is None else part.top_k for part in self.measures)
+            vocabulary = policy.model.get_output_embeddings().weight.shape[0]
+            policy.top_k = max(vocabulary if part.words is None else part.words for part in self.measures)
         return policy
 
     def update(
