@@ -15,7 +15,7 @@ Expects:  two or more completions per prompt and two or more prompts per step: h
     negative. Costs one more gradient in memory, and at least two passes per update. norm="proxy" is free: it is
     observed while sampling. norm="exact" takes a forward and a backward pass for every completion on its own, which shares no
     prompt: for small models.
-Source:  arXiv:2511.23310. No code is published; the baseline follows from minimizing the estimator's variance, the rate from
+Source:  Huang et al. 2025 (arXiv:2511.23310). No code is published; the baseline follows from minimizing the estimator's variance, the rate from
     maximizing lr |grad J|^2 - (L lr^2 / 2) (|grad J|^2 + V / N) with 1 / L = the scheduled rate. A reconstruction.
 Deviations:  norm="proxy" is sum over tokens of |e_a - pi|^2, the squared norm with respect to the logits of each token, which
     leaves out how the network couples tokens. The averages (ema = 0.9) are made before S is cut at 0, so that noise alone has no
