@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Idle threads spin only briefly before they sleep: two processes side by side would starve each other.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: venv demo test test-learning bench lint docs tiny clean
+.PHONY: venv demo test test-learning bench studies lint docs tiny clean
 
 venv: $(VENV)/.installed
 
@@ -25,6 +25,9 @@ test: venv
 
 test-learning: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m learning -n 2 --timeout 1800
+
+studies: venv  # an hour on two cores; goes on where it was stopped
+	$(BIN)/python benchmarks/studies.py
 
 bench: venv
 	$(BIN)/python benchmarks/run.py --out docs/results/bench.md

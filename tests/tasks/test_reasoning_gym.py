@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upslope.errors import UsageError
+from upslope.policies.language import LanguagePolicy
 from upslope.tasks import base
 from upslope.tasks.base import list_tasks, open_task
 from upslope.tasks.holdout import is_held_out
@@ -160,6 +161,12 @@ def test_recommended_settings_give_way_to_explicit_ones(tmp_path, monkeypatch):
     for model in (None, "some/model", "../tiny", "other"):
         assert base.recommended(model) == {}
     assert list_tasks("chain_sum")[0]["recommended"] == {"tiny": {"min_terms": 2, "max_terms": 3}}
+
+
+def test_a_model_made_from_the_embedded_one_keeps_its_settings(tmp_path):
+    LanguagePolicy.load("tiny", packing="padded").save(tmp_path / "first")
+    LanguagePolicy.load(tmp_path / "first", packing="padded").save(tmp_path / "second")
+    assert base.recommended(str(tmp_path / "second")) == base.recommended("tiny") != {}
 
 
 @pytest.mark.parametrize(

@@ -157,11 +157,15 @@ class LanguagePolicy:
     def save(self, path: str | Path) -> None:
         """Write an ordinary Hugging Face folder: config, safetensors, tokenizer.
 
-        Adapters are merged into the weights, and also written on their own to `adapter/` inside the folder.
+        Adapters are merged into the weights, and also written on their own to `adapter/` inside the folder. The settings of
+        tasks that the model came with (tasks.json) are its own, too: they go along.
         """
         with loading.quiet():
             save_merged(self.model, Path(path))
             self.tokenizer.save_pretrained(path)
+        source = self.model.config._name_or_path
+        if source and (tasks := Path(source) / "tasks.json").is_file():
+            (Path(path) / "tasks.json").write_bytes(tasks.read_bytes())
 
     def state_dict(self) -> dict[str, Tensor]:
         """The trained parameters by name, not copied: what a checkpoint needs beside the model it started from."""

@@ -114,11 +114,14 @@ def open_task(
 
 
 def recommended(model: str | None) -> dict[str, dict[str, Any]]:
-    """Settings of tasks for a model in the package, by task; empty for any other model."""
-    path = ASSETS / (model or "") / "tasks.json"
-    if not model or Path(model).name != model or not path.is_file():
+    """Settings of tasks for a model, by task: of one in the package, or of a folder made from it; empty for any other."""
+    if not model:
         return {}
-    return json.loads(path.read_text("utf-8"))
+    folder = ASSETS / model if Path(model).name == model and (ASSETS / model).is_dir() else Path(model).expanduser()
+    try:
+        return json.loads((folder / "tasks.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
 
 
 def list_tasks(query: str | None = None) -> list[dict[str, Any]]:
