@@ -1,7 +1,7 @@
 """All benchmarks, as ratios measured side by side in one run: python benchmarks/run.py [--pairs 5] [--out docs/results/bench.md]
 
-Whole training steps and their memory against TRL's GRPOTrainer, in alternating processes; two runs beside each other; the
-update's share of the arithmetic that a large matrix product reaches; start-up times.
+Whole training steps and their memory against TRL's GRPOTrainer, in alternating processes; steps of every method against grpo's;
+two runs beside each other; the update's share of the arithmetic that a large matrix product reaches; start-up times.
 """
 
 import argparse
@@ -14,6 +14,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from methods import against_grpo
+
+from upslope import list_methods
 
 HERE = Path(__file__).parent
 SHAPES = ((16, 8, 1.8), (256, 16, 6.0), (512, 16, 7.0))
@@ -176,6 +180,13 @@ def main() -> None:
         "sampling, scoring and the update together. Both systems with torch's default threads, on a machine with no other work.",
         "",
         *against_trl(arguments.pairs),
+        "",
+        "## A whole training step of every method",
+        "",
+        "The same model, prompts and new tokens; 64 completions a step, in groups of the method's own size; its own number of",
+        "updates of them. grpo reads a reference; torch's default threads, both in one process.",
+        "",
+        *against_grpo(arguments.pairs, list_methods(family="rlvr")),
         "",
         "## Two runs at once",
         "",
