@@ -170,8 +170,8 @@ def probe(
         seconds = time.perf_counter() - started
         first = first or seconds
         effect = _effect(recipe, actors, batches, Learner(actors.policy.parameters(), lr, optimizer, 1), options, seed)
-        found = moments(gradients, reference)
-        results.append(ProbeResult(name, contributing=contributing, seconds=seconds / first, **found, **effect))
+        measured: dict[str, Any] = {**moments(gradients, reference), **effect}
+        results.append(ProbeResult(name, contributing=contributing, seconds=seconds / first, **measured))
     return results
 
 
@@ -202,7 +202,7 @@ def _kept(recipe: Recipe, part: Collected) -> tuple[Rollouts, Batch | None]:
     batch = first_batch(part.rollouts, part.outcomes, part.examples, recipe.needs)
     if batch is None or recipe.curriculum is None:
         return part.rollouts, batch
-    kept = recipe.curriculum.keep(batch)[batch.group].nonzero().squeeze(1)  # type: ignore[operator]
+    kept = recipe.curriculum.keep(batch)[batch.group].nonzero().squeeze(1)  # type: ignore[attr-defined]
     if not len(kept):
         return part.rollouts, None
     rows = kept.tolist()
