@@ -3,16 +3,16 @@
     S(r)  tau + gain ln(r - tau + 1)                                  where r >= tau
           tau - (exp(alpha (tau - r)) - 1) / (exp(alpha) - 1)         elsewhere                            [R]
     A_i   (S_i - mean of group) / (standard deviation of group + eps), reference included                 [R]
-    loss  grpo's, with the clip [0.8, 1.28] and r = pi / pi_old on the reference's tokens, too
+    loss  grpo's, with the clip [0.8, 1.28] and r = pi / pi_old on the reference's tokens, too; no KL
 
-Differs from grpo:  a reference row per group; the reward S; the upper clip bound 1.28.
+Differs from grpo:  a reference row per group; the reward S; the upper clip bound 1.28; no KL.
 Limits:  reference_rows=0 is grpo on the reward S. S is continuous at tau; tau = 1 leaves the lower branch. A reference is not
     clipped away in the first update, where its ratio is 1, and has a negative advantage where the policy does better.
 Expects:  rewards in [0, 1], graded rather than right or wrong, such as the overlap of intervals; tasks with a reference answer
     that the verifier takes as it stands. One more forward pass, over the references only: 1 / group_size of a pass.
-Source:  Zhang et al. 2025 (arXiv:2509.18056), the authors' code (ZhangZikun6666/TempSamp-R1).
-Deviations:  the 0.1 for the format is the verifier's to give, within [0, 1]; not trained with and without reasoning in turn.
-    The KL penalty is grpo's: what the authors use is not known to us.
+Source:  Zhang et al. 2025 (arXiv:2509.18056); the authors' code (ZhangZikun6666/TempSamp-R1, timelens_tempsamp.yaml).
+Deviations:  their 0.1 for the format is added after the shaping; here it is the verifier's to give, within [0, 1] and before it.
+    Not trained with and without reasoning in turn. They sample with top_p 0.85.
 Not this:  importance sampling: the reference was not drawn from the old policy, so a ratio of 1 makes it supervised learning,
     weighted by its advantage. The paper's variant that keeps the reference out of the deviation is not in the code.
 """
@@ -69,4 +69,5 @@ def tempsamp_r1() -> Recipe:
         rollout=Sample(group_size=8, reference_rows=1),
         reward=SoftReward(tau=0.8, alpha=1.0),
         surrogate=ClippedRatio(ratio_low=0.8, ratio_high=1.28),
+        regularizer=None,
     )
