@@ -62,7 +62,7 @@ STUDIES = {
             "grpo:regularizer=none", "clip_cov", "clip_cov:control.share=0.02,cov_low=0.2", "kl_cov", "kl_cov:control.share=0.02",
             "aepo_arbitrary", "epo_agent", "lp_reg", "high_entropy_20",
         ),
-        (Arm("chain_sum", steps=160, settings=("max_tokens=8", "minibatches=4", "epochs=1")),),
+        (Arm("leg_counting", task="leg_counting", steps=160, settings=("max_tokens=16", "minibatches=4", "epochs=1")),),
         ("pass@1", "pass@8", "entropy", "rollouts"),
         ("entropy", "pass@1", "pass@8"),
     ),
@@ -86,7 +86,6 @@ STUDIES = {
                 settings=(
                     "max_tokens=8", "minibatches=1", "epochs=1", "task_settings.min_terms=3", "task_settings.max_terms=3",
                 ),
-                model=EASY,
             ),
         ),
         ("pass@1", "pass@8", "zero variance", "rollouts"),
