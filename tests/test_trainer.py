@@ -181,10 +181,13 @@ RESETTING = make("grpo").replace(update=Reincarnation(epochs=2, reincarnate_at=1
         {"method": RESETTING, "lora": {"rank": 4}},
         {"method": "remix", "replay": 0.8, "reincarnate_at": 2},
         {"method": "tempsamp_r1"},
+        {"method": "aepo_arbitrary", "target": 0.1},
+        {"method": "spo_single_stream", "prompts_per_step": 12, "first_look": 2},
+        {"method": "hapo"},
     ],
     ids=[
         *("grpo", "critic", "lora", "minibatches", "part state", "learning rate"),
-        *("replay", "resets", "resets lora", "remix", "references"),
+        *("replay", "resets", "resets lora", "remix", "references", "second draw", "trackers", "rollout state"),
     ],
 )
 def test_resumed_is_bit_identical(toy, tmp_path, settings):

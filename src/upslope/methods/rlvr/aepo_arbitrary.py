@@ -1,4 +1,4 @@
-"""AEPO: some prompts are sampled once more at a temperature that pulls the entropy to a target, and what succeeds is reinforced.
+"""AEPO: some prompts are sampled again at a temperature that pulls the entropy to a target; what succeeds is reinforced.
 
     H      mean over the tokens of the step before of -old_logp, an estimate of the entropy; 0 in the first step
     T      hot if H <= target, else cold; a share of the prompts is sampled again at T
@@ -13,7 +13,7 @@ Limits:  no row kept is grpo. With every reward 1 the added term's gradient in t
 Expects:  a target that suits the task (the paper's 0.5 or 0.75 are those of a large model); rewards that differ within groups.
     The second draw costs a share more rollouts and rewards, 0.25; the rows kept go through the update, too.
 Source:  Wang et al. 2025 (arXiv:2510.08141); the authors' code (597358816/AEPO): a quarter of the prompts, 1.2 and 0.8, 0.05.
-Deviations:  rows of the second draw are appended; the released code overwrites as many first rows of the batch, at most 60 in all,
+Deviations:  rows of the second draw are appended; the released code overwrites as many first rows of the batch, at most 60,
     and half of what it could where H > target: aepo_arbitrary@released. Its H is over the rows that were trained on, here over
     the first draw alone. The first prompts of a step, which come in random order, are sampled again, as there.
 Not this:  importance sampling: the ratio of a row drawn at T starts at 1, so the policy moves towards the one at T, on purpose.
