@@ -11,11 +11,11 @@ Differs from grpo:  replayed steps, the center c of the clip; the second KL; two
 Limits:  with new rollouts c = 1, the clip of grpo. replay = 0, one epoch and lam = 1 is grpo. At pi = pi_start nothing is
     clipped, and the gradient is that of -c A logp.
 Expects:  sampling that costs more than learning: the promise is fewer rollouts for a reward, so compare by groups/sampled, not
-    by steps. One more forward pass per step, for pi_start. After the second start checkpoints hold a further copy of the weights.
+    by steps. One more forward pass per step, for pi_start. After the second start checkpoints hold the reference's weights.
 Source:  Liang et al. 2025 (arXiv:2507.06892): replay 0.4, window 2, 2 epochs, eps 0.2, second start after 50 or 100 steps.
 Deviations:  from notes of the paper, whose code was not out. KL to "the policy before" is to pi_start, since one further back
-    would be a third model; beta is grpo's. A replayed step is drawn from the steps of the window that sampled: two replayed ones
-    in a row leave none, so the share of replayed steps is below 0.4. lam's schedule goes on after the second start.
+    would be a third model; beta is grpo's. A replayed step is drawn from the steps of the window that sampled: two replayed
+    ones in a row leave none, so the share of replayed steps is below 0.4. lam's schedule goes on after the second start.
 Not this:  the rewards and advantages are those of then: no staleness penalty. Off-policy differences favour short answers.
 """
 

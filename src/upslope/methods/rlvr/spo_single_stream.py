@@ -11,9 +11,9 @@ Differs from grpo:  no groups: the trackers, their baseline and draw of prompts;
     mean, 8 mini-batches, no KL.
 Limits:  rho = 1 counts successes as Bayes does; alpha + beta settles at 1 / (1 - rho), 8 to 25 completions. Equal v is the mean
     reward of the batch as baseline. No prompt is without signal, since the batch is what is compared.
-Expects:  rewards in [0, 1]; prompts that come again: until then v = 1/2 and the baseline is the batch's; prompts_per_step as large
-    as group methods have rows. One more forward pass, over the last completions of the prompts that come again. All trackers are
-    kept in memory and in checkpoints, with one completion each (12 bytes per token).
+Expects:  rewards in [0, 1]; prompts that come again: until then v = 1/2 and the baseline is the batch's; prompts_per_step as
+    large as group methods have rows. One more forward pass, over the last completions of the prompts that come again. Trackers
+    are kept in memory and in checkpoints, with one completion each (12 bytes per token).
 Source:  Xu and Ding 2025 (arXiv:2509.13232); the authors' code (verl-recipe, spo_ray_trainer.py).
 Deviations:  a tracker starts at alpha = beta = 1/2, as theirs without offline samples. They sample 8 completions of each prompt
     before the run: first_look=8 does so when a prompt is first drawn, by the policy of then. D is taken before a step's update,

@@ -11,7 +11,7 @@ Limits:  reference_rows=0 is grpo on the reward S. S is continuous at tau; tau =
 Expects:  rewards in [0, 1], graded rather than right or wrong, such as the overlap of intervals; tasks with a reference answer
     that the verifier takes as it stands. One more forward pass, over the references only: 1 / group_size of a pass.
 Source:  Zhang et al. 2025 (arXiv:2509.18056); the authors' code (ZhangZikun6666/TempSamp-R1, timelens_tempsamp.yaml).
-Deviations:  their 0.1 for the format is added after the shaping; here it is the verifier's to give, within [0, 1] and before it.
+Deviations:  their 0.1 for the format is added after the shaping; here it is the verifier's to give, before it, within [0, 1].
     Not trained with and without reasoning in turn. They sample with top_p 0.85.
 Not this:  importance sampling: the reference was not drawn from the old policy, so a ratio of 1 makes it supervised learning,
     weighted by its advantage. The paper's variant that keeps the reference out of the deviation is not in the code.
