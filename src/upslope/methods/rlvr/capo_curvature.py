@@ -16,9 +16,9 @@ Limits:  max_gain and max_shift to infinity is grpo with scale=None and beta = 0
 Expects:  an aggressive learning rate, which both bounds scale with: the authors' is 1.5e-5 for 7B parameters, five times their
     usual one, with a batch of a twelfth. On Dr. GRPO (aggregate="dr_grpo", mean_over_kept=False) they take max_gain=5e-4 and
     max_shift=1e-2 or 1e-3. Every weight trained, since adapters leave the output layer without moments, and logits that are W h.
-    Watch curvature/rejected: with the authors' setting below 0.08; at 1 nothing is learned. Costs words * H multiplications
-    and moments per token, some tens of percent of a step of a small model: words=None costs V * H. Where a mini-batch takes
-    several passes, one more forward pass.
+    Watch curvature/rejected: with the authors' setting below 0.08; at 1 nothing is learned. Costs words * H entries of D per
+    token, a tenth of a step of a model of 1M parameters, where words=None (V = 1024) makes it four times as long; and, where a
+    mini-batch takes several passes, one more forward pass.
 Source:  Melo et al. 2025 (arXiv:2510.00819); the authors' stable-pg-llm, grpo_entropy_trainer.py and its recipes.
 Deviations:  the moments are those of the run's AdamW, which are of the clipped gradient of the batch and decay on
     every step. The authors keep moments of their own per logit, means over the tokens that touch it and are kept, and take the

@@ -12,11 +12,12 @@ Limits:  equal w is dr_grpo's mean of the group; leave_one_out=True with equal w
     scheduled rate. norm="length" is the length-weighted mean of OPO.
 Expects:  two or more completions per prompt and two or more prompts per step: halves are made by prompt, so a mini-batch of one
     prompt takes the rate of the step before. The rate starts low where signal is rare, and is 0 while the smoothed signal is
-    negative. Costs one more gradient in memory, and at least two passes per update. norm="proxy" is free: it is
-    observed while sampling. norm="exact" takes a forward and a backward pass for every completion on its own, which shares no
-    prompt: for small models.
-Source:  Huang et al. 2025 (arXiv:2511.23310). No code is published; the baseline follows from minimizing the estimator's variance, the rate from
-    maximizing lr |grad J|^2 - (L lr^2 / 2) (|grad J|^2 + V / N) with 1 / L = the scheduled rate. A reconstruction.
+    negative. Costs one more gradient in memory, and at least two passes per update, of different prompts: a step of a small
+    model takes a tenth to a third longer. norm="proxy" is free: it is observed while sampling. norm="exact" takes a
+    forward and a backward pass for every completion on its own: ten times the step of a small model, hopeless for a large one.
+Source:  Huang et al. 2025 (arXiv:2511.23310), by its abstract: no code is published. The baseline is what minimizes the
+    estimator's variance, the rate what maximizes lr |grad J|^2 - (L lr^2 / 2) (|grad J|^2 + V / N) with 1 / L = the scheduled
+    rate. A reconstruction, as are ema and the estimates S and N.
 Deviations:  norm="proxy" is sum over tokens of |e_a - pi|^2, the squared norm with respect to the logits of each token, which
     leaves out how the network couples tokens. The averages (ema = 0.9) are made before S is cut at 0, so that noise alone has no
     signal. The rate scales AdamW's step, while the derivation is for plain gradient descent.
