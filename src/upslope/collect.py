@@ -17,6 +17,7 @@ from upslope.recipe import Observation, Recipe, State
 from upslope.references import reference_rollouts, reference_text
 from upslope.replay import Kept, recall, remember
 from upslope.rollout import Example, Outcome, Rollouts, Sampling, Visit
+from upslope.tasks.scorers import VERDICT_COLUMNS
 
 
 def seeded(*key: object) -> torch.Generator:
@@ -179,7 +180,7 @@ class Collector:
 
     def _judge(self, rollouts: Rollouts, examples: list[Example]) -> list[Outcome]:
         ids = [row[:length].tolist() for row, length in zip(rollouts.tokens, rollouts.length.tolist(), strict=True)]
-        return self.judge.score(examples, rollouts.text, ids)
+        return with_columns(self.judge.score(examples, rollouts.text, ids), self.recipe.needs)
 
     @torch.no_grad()
     def _scored(self, rollouts: Rollouts) -> Rollouts:
@@ -271,6 +272,15 @@ class Collector:
         return found
 
 
+SAMPLED_COLUMNS = frozenset(
+    {
+        "logp", "old_logp", "behavior_logp", "mask", "tokens", "turn", "reward", "valid", "truncated", "group", "prompt",
+        "prompt_key", "trajectory", "source", "weight", "progress", "step",
+    }
+)  # fmt: skip
+"""Columns that a step's batch has for any recipe: those of `first_batch`, the trainer's, and those that have a default."""
+
+
 def first_batch(
     rollouts: Rollouts,
     outcomes: Sequence[Outcome],
@@ -280,9 +290,9 @@ def first_batch(
 ) -> Batch | None:
     """The columns that sampling and rewards give; None where no reward is valid. `examples`: that of each row.
 
-    Of `needs`, columns that the verifier names among an outcome's parts are taken from there; `expected_reward` is 0 until a
+    Of `needs`, columns that the verifier gives beside the reward are taken from there; `expected_reward` is 0 until a
     curriculum tells it. `source` None: all rows are the policy's.
-    Raises UsageError where it does not name one that only it can give.
+    Raises UsageError where it does not give one that only it can give.
     """
     valid = torch.tensor([outcome.value is not None for outcome in outcomes])
     if not valid.any():
@@ -312,27 +322,38 @@ def first_batch(
 
 
 def _verdict_columns(rollouts: Rollouts, outcomes: Sequence[Outcome], needs: frozenset[str]) -> dict[str, Tensor]:
-    """What the verifier says beside the reward. Without a part `answer`, the completion's last line is the answer."""
+    """What the verifier says beside the reward. Where it gives no `answer`, the completion's last line is the answer."""
     made = {}
     for name in sorted(needs & VERDICT_COLUMNS):
-        missing = [
-            row for row, outcome in enumerate(outcomes) if outcome.value is not None and name not in outcome.parts
-        ]
-        if not missing:
-            made[name] = torch.tensor([float(outcome.parts.get(name, 0.0)) for outcome in outcomes])
-        elif name == "answer":
-            numbers: dict[str, int] = {}
+        missing = [outcome for outcome in outcomes if outcome.value is not None and name not in outcome.columns]
+        if name == "answer":
             last = [text.strip().rpartition("\n")[2] for text in rollouts.text]
-            made[name] = torch.tensor([numbers.setdefault(line, len(numbers)) for line in last])
-        else:
+            numbers: dict[float | str | None, int] = {}
+            answers = last if missing else [outcome.columns.get(name) for outcome in outcomes]
+            made[name] = torch.tensor([numbers.setdefault(answer, len(numbers)) for answer in answers])
+        elif missing:
             raise UsageError(
-                f"the method reads '{name}' ({COLUMNS[name].meaning}), but the task's verifier does not give it for "
-                f"{len(missing)} of {len(outcomes)} completions. Return it among the parts of the reward."
+                f"the method reads '{name}' ({COLUMNS[name].meaning}), but the reward does not give it for {len(missing)} of "
+                f'{len(outcomes)} completions. Return {{"score": ..., "{name}": ...}} from the reward function, or, in TRL\'s '
+                f'signature, call log_extra("{name}", values).'
             )
+        else:
+            made[name] = torch.tensor([float(outcome.columns.get(name, 0.0)) for outcome in outcomes])
     return made
 
 
-VERDICT_COLUMNS = frozenset({"answer", "prediction", "stratum"})
+def with_columns(outcomes: Sequence[Outcome], needs: frozenset[str]) -> list[Outcome]:
+    """The outcomes; one that lacks a column of `needs` which the verifier gives for others becomes a failure."""
+    valid = [outcome for outcome in outcomes if outcome.value is not None]
+    given = sorted(name for name in needs & VERDICT_COLUMNS if any(name in outcome.columns for outcome in valid))
+
+    def checked(outcome: Outcome) -> Outcome:
+        missing = [name for name in given if name not in outcome.columns]
+        if outcome.value is None or not missing:
+            return outcome
+        return Outcome(None, failure=f"the reward gives no '{missing[0]}', which the method reads")
+
+    return [checked(outcome) for outcome in outcomes]
 
 
 def key_number(key: str) -> int:

@@ -53,7 +53,10 @@ def _packed(kept: Kept) -> State:
             {"key": one.key, "prompt": _plain(one.prompt)} for one in {e.key: e for e in kept.examples}.values()
         ],
         "example": torch.tensor(of_row),
-        "outcomes": [{"value": o.value, "parts": dict(o.parts), "failure": o.failure} for o in kept.outcomes],
+        "outcomes": [
+            {"value": o.value, "parts": dict(o.parts), "failure": o.failure, "columns": dict(o.columns)}
+            for o in kept.outcomes
+        ],
         "source": kept.source,
     }
 
@@ -67,7 +70,7 @@ def _unpacked(state: Mapping[str, Any]) -> Kept:
         **{name: state[name] for name in (*TOKEN_COLUMNS, "prompt", "length")},
     )
     examples = [Example(one["key"], one["prompt"]) for one in state["examples"]]
-    outcomes = [Outcome(o["value"], o["parts"], o["failure"]) for o in state["outcomes"]]
+    outcomes = [Outcome(o["value"], o["parts"], o["failure"], o["columns"]) for o in state["outcomes"]]
     return Kept(rollouts, [examples[index] for index in state["example"].tolist()], outcomes, state["source"])
 
 

@@ -28,11 +28,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A verifier's verdict on one completion: a value with named parts, or a failure with a reason. Never both."""
+    """A verifier's verdict on one completion: a value with named parts, or a failure with a reason. Never both.
+
+    `columns` are what it says beside the reward, for methods that read it: answer, prediction, stratum.
+    """
 
     value: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
     failure: str | None = None
+    columns: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

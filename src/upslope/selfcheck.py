@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from upslope.collect import VERDICT_COLUMNS, first_batch, observed_at_sampling, seeded
+from upslope.collect import first_batch, observed_at_sampling, seeded
 from upslope.config import Config
 from upslope.engines.gap import sampler_gap
 from upslope.gradient import GradientRecorder
 from upslope.rollout import Example, Outcome, Rollouts, Sampling
 from upslope.setup import Parts, fitting
+from upslope.tasks.scorers import VERDICT_COLUMNS
 
 GAP_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 SAVE_LIMIT = 300_000_000  # parameters; beyond, saving a copy to see whether it loads takes minutes
@@ -99,7 +100,7 @@ def _micro_batches(parts: Parts, rollouts: Rollouts, config: Config) -> Check:
 def _gradient(parts: Parts, rollouts: Rollouts, tokens_per_pass: int) -> torch.Tensor:
     """The policy's gradient on made-up rewards that differ within each group, without taking the step."""
     rewards = [float(row % 2) for row in range(len(rollouts))]
-    outcomes = [Outcome(reward, dict.fromkeys(VERDICT_COLUMNS, reward)) for reward in rewards]
+    outcomes = [Outcome(reward, columns=dict.fromkeys(VERDICT_COLUMNS, reward)) for reward in rewards]
     examples = [Example(str(prompt), "") for prompt in rollouts.prompt.tolist()]
     batch = first_batch(rollouts, outcomes, examples, parts.recipe.needs)
     assert batch is not None

@@ -7,10 +7,11 @@ from upslope.errors import UsageError
 from upslope.rollout import Example, Outcome
 from upslope.tasks.failures import FailureCounts
 from upslope.tasks.rewards import RewardPart
-from upslope.tasks.scorers import Sample, Score
+from upslope.tasks.scorers import Judged, Sample
 from upslope.tasks.workers import Job, Pool
 
 SMALLEST_JOB = 8
+NOT_JUDGED = (None, "was not judged")
 
 
 class Judge:
@@ -23,6 +24,7 @@ class Judge:
 
     A value is the sum over parts of weight times the part's number; `Outcome.parts` holds the summands. A part that
     returns None does not apply and is left out; if none applies, or any part fails, the outcome is a failure.
+    `Outcome.columns` holds what the parts give beside their numbers, those that do not apply included.
     """
 
     def __init__(
@@ -76,8 +78,11 @@ class Judge:
             return []
         jobs = [self.jobs_of(index, examples, completions, completion_ids) for index in range(len(self.parts))]
         self.pool.run([job for part in jobs for job in part])
-        columns = [[score for job in part for score in job.scores] for part in jobs]
-        outcomes = [self.combine([column[row] for column in columns]) for row in range(len(completions))]
+        judged = [
+            [one for job in part for one in zip((s or NOT_JUDGED for s in job.scores), job.columns, strict=True)]
+            for part in jobs
+        ]
+        outcomes = [self.combine(row) for row in zip(*judged, strict=True)]
         self.failures.add(examples, completions, outcomes)
         return outcomes
 
@@ -105,17 +110,22 @@ class Judge:
         shares = [samples[start : start + share] for start in range(0, len(samples), share)]
         return [Job(index, one, step=self.step) for one in shares]
 
-    def combine(self, scores: Sequence[Score | None]) -> Outcome:
+    def combine(self, judged: Sequence[Judged]) -> Outcome:
+        """One completion's outcome, from what each part says."""
         parts: dict[str, float] = {}
-        for part, score in zip(self.parts, scores, strict=True):
-            value, failure = score or (None, "was not judged")
+        columns: dict[str, float | str] = {}
+        for part, ((value, failure), given) in zip(self.parts, judged, strict=True):
+            twice = sorted(name for name in given if columns.get(name, given[name]) != given[name])
+            if failure is None and twice:
+                failure = f"gives '{twice[0]}', which another part of the reward gives differently"
             if failure is not None:
                 return Outcome(None, failure=failure if len(self.parts) == 1 else f"[{part.name}] {failure}")
             if value is not None:
                 parts[part.name] = part.weight * value
+            columns.update(given)
         if not parts:
             return Outcome(None, failure="returned None")
-        return Outcome(sum(parts.values()), parts)
+        return Outcome(sum(parts.values()), parts, columns=columns)
 
     def take_failures(self) -> FailureCounts:
         """The failures since they were last taken."""

@@ -10,7 +10,11 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 Score = tuple[float | None, str | None]  # (value, None), (None, failure), or (None, None): not applicable
-Report = Callable[[int, Score], None]
+Columns = Mapping[str, float | str]
+Judged = tuple[Score, Columns]
+
+VERDICT_COLUMNS = frozenset({"answer", "prediction", "stratum"})
+"""What a reward may say of a completion beside its score, for methods that read it; none of it is reward."""
 
 WRONG, RIGHT = (0.0, None), (1.0, None)
 REFERENCE_MISSING = (None, "the row has no reference answer")
@@ -24,6 +28,12 @@ class Sample(NamedTuple):
     data: Mapping[str, Any]
     reference: Any
     completion_ids: Sequence[int] | None = None
+
+
+class Report(Protocol):
+    """Takes the score of a sample by its index, with the columns that are known of it."""
+
+    def __call__(self, index: int, score: Score, columns: Columns | None = None, /) -> None: ...
 
 
 class Channel(Protocol):

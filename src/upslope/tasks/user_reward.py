@@ -5,24 +5,39 @@ Two signatures are known, told apart by the names of the parameters:
     TRL    def reward(prompts, completions, **columns) -> list[float | None]      once for a whole batch
     verl   def compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float | dict      once per answer
 
-Either may be `async`. The file is the user's own code and is executed with the user's rights: the worker process
-protects the training run from its mistakes, not the machine from its intentions.
+Either may be `async`. What it says of a completion beside the score, for methods that read it (VERDICT_COLUMNS), is in
+TRL's signature `log_extra(column, values)`, in verl's a further key of the dict; none of it is reward. The file is the
+user's own code and is executed with the user's rights: the worker process protects the training run from its mistakes, not
+the machine from its intentions.
 """
 
 import asyncio
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from upslope.errors import UsageError
-from upslope.tasks.scorers import Channel, Report, Sample, Score, Scorer, describe_error, guarded, to_score
+from upslope.tasks.scorers import (
+    VERDICT_COLUMNS,
+    Channel,
+    Columns,
+    Judged,
+    Report,
+    Sample,
+    Score,
+    Scorer,
+    describe_error,
+    guarded,
+    to_score,
+)
 
 TRL_NAMES = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 VERL_NAMES = ("data_source", "solution_str", "ground_truth", "extra_info")
@@ -113,8 +128,19 @@ class UserFunction(Scorer):
             self.loop = asyncio.new_event_loop()
         return self.loop.run_until_complete(coroutine)
 
-    def raised(self, error: BaseException) -> Score:
-        return None, describe_error(error, self.path)
+    def raised(self, error: BaseException) -> Judged:
+        return (None, describe_error(error, self.path)), {}
+
+    def given(self, values: Mapping[str, Any]) -> Columns:
+        """The columns among `values`, without those that are None; one that is not of its kind is left out, with a note."""
+        found: dict[str, float | str] = {}
+        for name in sorted(VERDICT_COLUMNS & values.keys()):
+            column, why = to_column(name, values[name])
+            if column is not None:
+                found[name] = column
+            elif why:
+                self.channel.note(f"the reward gave '{name}' as {why}; it is left out")
+        return found
 
 
 class BatchedFunction(UserFunction):
@@ -126,38 +152,58 @@ class BatchedFunction(UserFunction):
     def run(self, samples: Sequence[Sample], alone: bool, step: int, report: Report) -> None:
         if not alone:
             try:
-                scores = self.judge(samples, step)
+                judged = self.judge(samples, step)
             except BaseException as error:
-                scores = [self.raised(error)]
+                judged = [self.raised(error)]
                 alone = len(samples) > 1
             if not alone:
-                for index, score in enumerate(scores):
-                    report(index, score)
+                for index, one in enumerate(judged):
+                    report(index, *one)
                 return
             self.channel.alone()
         for index, sample in enumerate(samples):
-            report(index, self.judge_alone(sample, step))
+            report(index, *self.judge_alone(sample, step))
 
-    def judge_alone(self, sample: Sample, step: int) -> Score:
+    def judge_alone(self, sample: Sample, step: int) -> Judged:
         try:
             return self.judge([sample], step)[0]
         except BaseException as error:
             return self.raised(error)
 
-    def judge(self, samples: Sequence[Sample], step: int) -> list[Score]:
-        result = self.call(**self.arguments(self.offer(samples, step)))
+    def judge(self, samples: Sequence[Sample], step: int) -> list[Judged]:
+        extra: dict[str, list[Any]] = {}
+        result = self.call(**self.arguments(self.offer(samples, step, extra)))
         if inspect.isawaitable(result):
             result = self.wait_for(as_coroutine(result))
+        scores = self.scores(result, samples)
+        for name, values in extra.items():
+            if len(values) != len(samples):
+                reason = (
+                    f"log_extra('{name}') was given {counted(values, samples)} values for {len(samples)} completions"
+                )
+                return [((None, reason), {})] * len(samples)
+        rows = [{name: values[index] for name, values in extra.items()} for index in range(len(samples))]
+        return [(score, self.given(row)) for score, row in zip(scores, rows, strict=True)]
+
+    def scores(self, result: Any, samples: Sequence[Sample]) -> list[Score]:
         if isinstance(result, str | bytes | Mapping) or not hasattr(result, "__iter__"):
             kind = type(result).__name__
             return [(None, f"returned {kind}, not a list of {len(samples)} rewards")] * len(samples)
         values = list(itertools.islice(result, len(samples) + 1))
         if len(values) != len(samples):
-            count = len(values) if len(values) < len(samples) else f"more than {len(samples)}"
-            return [(None, f"returned {count} rewards for {len(samples)} completions")] * len(samples)
+            reason = f"returned {counted(values, samples)} rewards for {len(samples)} completions"
+            return [(None, reason)] * len(samples)
         return [guarded(partial(to_score, value)) for value in values]
 
-    def offer(self, samples: Sequence[Sample], step: int) -> dict[str, Any]:
+    def offer(self, samples: Sequence[Sample], step: int, extra: dict[str, list[Any]]) -> dict[str, Any]:
+        """TRL's arguments. `extra` takes up the columns that the function gives with `log_extra`."""
+
+        def log_extra(column: str, values: Iterable[Any]) -> None:
+            if column in VERDICT_COLUMNS:
+                extra[column] = list(itertools.islice(values, len(samples) + 1))
+            else:
+                self.channel.note(f"log_extra({column!r}): no method reads such a column, so it is not recorded")
+
         columns = dict.fromkeys(name for sample in samples for name in sample.data if name not in NOT_COLUMNS)
         offered: dict[str, Any] = {name: [sample.data.get(name) for sample in samples] for name in columns}
         offered |= {
@@ -165,7 +211,7 @@ class BatchedFunction(UserFunction):
             "completions": [as_completion(sample) for sample in samples],
             "trainer_state": SimpleNamespace(global_step=step),
             "log_metric": self.log_metric,
-            "log_extra": self.log_extra,
+            "log_extra": log_extra,
         }
         if all(sample.completion_ids is not None for sample in samples):
             offered["completion_ids"] = [list(sample.completion_ids or ()) for sample in samples]
@@ -177,9 +223,6 @@ class BatchedFunction(UserFunction):
             self.channel.metric(str(name), number)
         else:
             self.channel.note(f"log_metric({name!r}) was given {failure or 'None'}")
-
-    def log_extra(self, column: str, values: Any) -> None:
-        self.channel.note(f"log_extra({column!r}): columns beside the samples are not recorded")
 
 
 class SingleFunction(UserFunction):
@@ -194,7 +237,7 @@ class SingleFunction(UserFunction):
             self.wait_for(self.run_together(samples, report))
             return
         for index, sample in enumerate(samples):
-            report(index, self.score(sample))
+            report(index, *self.judge(sample))
 
     async def run_together(self, samples: Sequence[Sample], report: Report) -> None:
         slots = asyncio.Semaphore(CONCURRENT)
@@ -203,20 +246,20 @@ class SingleFunction(UserFunction):
             async with slots:
                 try:
                     result = await asyncio.wait_for(self.call(**self.offer(sample)), self.timeout)
-                    report(index, self.to_score(result))
+                    report(index, *self.judged(result))
                 except TimeoutError:
                     report(index, (None, timed_out(self.timeout)))
                 except BaseException as error:
-                    report(index, self.raised(error))
+                    report(index, *self.raised(error))
 
         await asyncio.gather(*(judge(index, sample) for index, sample in enumerate(samples)))
 
-    def score(self, sample: Sample) -> Score:
+    def judge(self, sample: Sample) -> Judged:
         try:
             result = self.call(**self.offer(sample))
             if inspect.isawaitable(result):
                 result = self.wait_for(as_coroutine(result))
-            return self.to_score(result)
+            return self.judged(result)
         except BaseException as error:
             return self.raised(error)
 
@@ -231,16 +274,31 @@ class SingleFunction(UserFunction):
         }
         return self.arguments({**{name: rest[name] for name in self.columns if name in rest}, **offered})
 
-    def to_score(self, result: Any) -> Score:
+    def judged(self, result: Any) -> Judged:
         if not isinstance(result, Mapping):
-            return to_score(result)
+            return to_score(result), {}
         if "score" not in result:
-            return None, "returned a dict without 'score'"
+            return (None, "returned a dict without 'score'"), {}
         for name, value in result.items():
             number, _ = to_score(value) if name != "score" else (None, None)
             if number is not None:
                 self.channel.metric(str(name), number)
-        return to_score(result["score"])
+        return to_score(result["score"]), self.given(result)
+
+
+def to_column(name: str, value: Any) -> tuple[float | str | None, str | None]:
+    """A value as one of VERDICT_COLUMNS: (number or text, None), (None, what is wrong with it), or (None, None) for None.
+
+    An answer may be a text; of a long one, a digest stands for it. A stratum is a whole number.
+    """
+    if name == "answer" and isinstance(value, str):
+        return (value if len(value) <= 200 else hashlib.sha256(value.encode(errors="replace")).hexdigest()), None
+    number, failure = to_score(value)
+    if failure is not None:
+        return None, failure.removeprefix("returned ")
+    if name == "stratum" and number is not None and not number.is_integer():
+        return None, f"{number:g}, not a whole number"
+    return number, None
 
 
 def as_completion(sample: Sample) -> Any:
@@ -252,6 +310,10 @@ def as_completion(sample: Sample) -> Any:
 
 async def as_coroutine(awaitable: Any) -> Any:
     return await awaitable
+
+
+def counted(values: Sequence[Any], samples: Sequence[Sample]) -> int | str:
+    return len(values) if len(values) < len(samples) else f"more than {len(samples)}"
 
 
 def timed_out(seconds: float) -> str:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from upslope.errors import UsageError
 from upslope.parent import die_with_parent
 from upslope.tasks.calls import FunctionCalls
-from upslope.tasks.scorers import Choices, Exact, Math, Pattern, Procedural, Score, Scorer
+from upslope.tasks.scorers import Choices, Columns, Exact, Math, Pattern, Procedural, Score, Scorer
 from upslope.tasks.user_reward import make_user_scorer
 
 HEADER = struct.Struct("<Q")
@@ -67,8 +67,8 @@ def main() -> None:
     while True:
         part, samples, alone, step = received.get()
 
-        def report(index: int, score: Score) -> None:
-            line.send("score", index, *score)
+        def report(index: int, score: Score, columns: Columns | None = None, /) -> None:
+            line.send("score", index, score, columns or {})
 
         scorers[part].run(samples, alone, step, report)
         sys.stdout.flush()

@@ -17,7 +17,7 @@ from typing import Any
 
 from upslope.errors import UsageError
 from upslope.tasks.child import Child, ChildLostError, ChildTimeoutError, Output
-from upslope.tasks.scorers import Sample, Score
+from upslope.tasks.scorers import Columns, Sample, Score
 from upslope.tasks.user_reward import timed_out
 
 START_TIMEOUT = 120.0
@@ -28,18 +28,20 @@ CONCURRENCY_GRACE = 2.0
 
 @dataclass
 class Job:
-    """Samples for one part of the reward; `scores` fill up as they come, `error` is for the caller to raise."""
+    """Samples for one part of the reward; `scores` and `columns` fill up as they come, `error` is for the caller to raise."""
 
     part: int
     samples: Sequence[Sample]
     step: int = 0
     alone: bool = False
     scores: list[Score | None] = field(default_factory=list)
+    columns: list[Columns] = field(default_factory=list)
     error: Exception | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.scores = [None] * len(self.samples)
+        self.columns = [{}] * len(self.samples)
 
     def pending(self) -> list[int]:
         return [index for index, score in enumerate(self.scores) if score is None]
@@ -196,8 +198,8 @@ class Worker(threading.Thread):
         while left:
             for kind, *rest in child.receive(deadline):
                 if kind == "score":
-                    index, *score = rest
-                    job.scores[pending[index]] = tuple(score)
+                    index, score, columns = rest
+                    job.scores[pending[index]], job.columns[pending[index]] = tuple(score), columns
                     left -= 1
                 elif kind == "alone":
                     job.alone = True

@@ -10,9 +10,9 @@ Differs from grpo:  the second loss and its share, by the entropy of the answers
 Limits:  w = 1 (rho far below 0) is grpo with beta = 0; w = 0 is a baseline over prompts alone. One prompt per batch: M =
     0. A prompt that is always wrong has L = 0 and M <= 0: every answer to it is pushed down.
 Expects:  several prompts per batch. H is at most ln(group_size), so rho = 1.5 belongs to groups of 6: for others take
-    0.84 ln(group_size). Answers are the completions' last lines, or the verifier's part `answer`. M has no contrast
-    within the prompt, so it moves probability to whatever is done on easy prompts, with more variance. The paper's own
-    ablation gives M alone (w = 0) 60.35 and the blend 60.38.
+    0.84 ln(group_size). Answers are the completions' last lines, or what the reward function gives as `answer`. M has no
+    contrast within the prompt, so it moves probability to whatever is done on easy prompts, with more variance. The
+    paper's own ablation gives M alone (w = 0) 60.35 and the blend 60.38.
 Source:  Han et al. 2025 (arXiv:2508.04138), by notes on the paper; the authors' code (hijih/copo-code), verl/trainer/ppo.
 Deviations:  M is taken over the step's whole batch, as in their code; the paper's notes say mini-batch. Deviations have n
     - 1.

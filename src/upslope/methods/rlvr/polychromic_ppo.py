@@ -9,9 +9,9 @@
 Differs from grpo:  advantages of sets; one clipped loss per completion and set; KL(old || new) instead of k3; 2 epochs.
 Limits:  n = 1: d = 1, and the sum over sets has the expectation of the mean baseline, A_i = R_i - mean. A set's score does
     not depend on the order of its members. Prompts with at most n completions have one set only, and no advantage.
-Expects:  rewards in [0, 1], and answers that can be told apart: the verifier's part `answer`, or else a completion's last
-    line. At n = 2 one success beside a different failure scores 0.5, two equal successes 0, two different ones 1: where
-    only one answer is right, diversity can only come from wrong answers.
+Expects:  rewards in [0, 1], and answers that can be told apart: `answer`, given by the reward function, or else a
+    completion's last line. At n = 2 one success beside a different failure scores 0.5, two equal successes 0, two different
+    ones 1: where only one answer is right, diversity can only come from wrong answers.
 Source:  arXiv:2509.25424, by second-hand notes and a third party's replication, which also gave N, n, M, epochs and the KL
     coefficient; no official code was found. This page is a reconstruction.
 Deviations:  the language form: a state is a prompt, its vines are the responses, a set is a subset of them. Of the vine

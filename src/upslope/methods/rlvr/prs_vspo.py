@@ -11,9 +11,8 @@ Differs from grpo:  the staged reward; the weight of prompts; no KL.
 Limits:  a batch in which every prompt has rewards that differ is grpo with beta = 0 on R; one in which none has: no
     replacement and no gradient. limit=inf is a batch in which the prompts drawn stand n times.
 Expects:  rewards in [0, 1], which are q. stage_from="reward", the default, knows no more: a reward of 0 pays 0, any other
-    passed all stages. stage_from="stratum" reads the stage from the verifier's part `stratum`: 0 nothing, 1 parses, 2 or
-    more the right format. Parts of a combined reward are added to it, so `stratum` has to come from a task whose judge
-    keeps them apart.
+    passed all stages. stage_from="stratum" reads the stage from `stratum`, which the reward function gives beside the
+    score: 0 nothing, 1 parses, 2 or more the right format.
 Source:  arXiv:2512.07478, of which only the abstract was available: the stages, the measure of value and the smoothing clip
     are a reconstruction, defaults (group of 8, limit 2) included. No public code was found.
 Deviations:  drawn prompts reuse their completions, as weights, instead of sampling fresh ones: the budget of a step is

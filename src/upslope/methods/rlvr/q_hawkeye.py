@@ -8,8 +8,8 @@
 
 Differs from grpo:  the weight w; the perception term P; eps = 1e-4; groups of 4.
 Limits:  all predictions alike: w = 1. alpha=0 and gamma=0 is grpo.
-Expects:  completions that end in a number, on a scale `span` wide (1 to 5: 4), which the task's verifier returns as the
-    part `prediction`. Parts of a combined reward are added to it, so it has to come from a task whose judge keeps it apart.
+Expects:  completions that end in a number, on a scale `span` wide (1 to 5: 4), which the reward function gives as
+    `prediction`, beside the score; for a completion without a number, the nearer end of the scale, or its reward fails.
     The authors' reward is exp(-|prediction - truth| / 0.3) + 0.8 if the format is right, less a penalty for repetition; the
     task gives it. P costs a forward pass per step under the altered prompt, beside grpo's forward and backward.
 Source:  arXiv:2601.22920; the authors' code (AMAP-ML/Q-Hawkeye, grpo_trainer.py).

@@ -9,7 +9,7 @@
 Differs from grpo:  the blend with the advantage within the stratum; the KL penalty is 0.001.
 Limits:  alpha = 0, or one stratum, is grpo's A. Without scale, G_i = S_i + (mean of stratum - mean of group): what
     differs is the offset between strata. alpha = 1 removes it, and with it any incentive to search more or less.
-Expects:  a verifier that gives `stratum` among the parts of the reward (a whole number, such as the number of tool
+Expects:  a reward function that gives `stratum` beside the score (a whole number, such as the number of tool
     calls), and groups large enough that most strata hold two completions or more.
 Source:  Zhu et al. 2025 (arXiv:2510.06214): stratified advantage normalization and its blend with the global one.
 Deviations:  alpha = 0.8 is a choice of ours: we could not verify the paper's (0.5 to 1 in third-party notes), nor which
