@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from upslope.batch import COLUMNS
+from upslope.collect import SAMPLED_COLUMNS
 from upslope.config import Config
 from upslope.errors import UsageError
 from upslope.learner import Learner
-from upslope.recipe import Recipe
+from upslope.parts.sampling import Curriculum
+from upslope.recipe import Part, Recipe
 from upslope.registry import make
 from upslope.rollout import Example
+from upslope.tasks.scorers import VERDICT_COLUMNS
 from upslope.threads import use_threads
-from upslope.update import Actors
+from upslope.update import MODEL_COLUMNS, SCORED_COLUMNS, Actors, Measures
 
 logger = logging.getLogger("upslope")
 DEFAULT_MAX_TOKENS = 64
@@ -57,6 +61,7 @@ def open_parts(config: Config, *, recipe: Recipe | None, task: Any, policy: Any,
             raise UsageError(
                 f"'{recipe.name}' has no part for {stage}, which training needs. Add e.g. {DEFAULT_PARTS[stage]}."
             )
+    check_columns(recipe)
     task = task or _open_task(config)
     try:
         actors, fingerprint = _open_actors(config, recipe, policy, weights)
@@ -76,6 +81,32 @@ def open_parts(config: Config, *, recipe: Recipe | None, task: Any, policy: Any,
     except BaseException:
         task.close()
         raise
+
+
+def check_columns(recipe: Recipe) -> None:
+    """Raises UsageError where the recipe reads columns that nothing in the training of a language model makes.
+
+    A curriculum that tells something of the prompts may make any.
+    """
+    parts = [part for _, part in recipe.stages()]
+    made = SAMPLED_COLUMNS | SCORED_COLUMNS | MODEL_COLUMNS | VERDICT_COLUMNS | recipe.observes().keys()
+    made = made.union(*(part.needs for part in parts if isinstance(part, Measures)))
+    if recipe.critic is not None:
+        made |= {"old_value"}
+    if any(type(part).alter_prompt is not Part.alter_prompt for part in parts):
+        made |= {"masked_logp"}
+    absent = sorted(recipe.needs - made)
+    if absent and type(recipe.curriculum).track is Curriculum.track:
+        listed = ", ".join(f"'{name}'{_meaning(name)}" for name in absent)
+        raise UsageError(
+            f"'{recipe.name}' reads {listed}, and neither sampling, nor the policy, nor the verifier makes "
+            f"{'that column' if len(absent) == 1 else 'those columns'}. It cannot be trained here; call the recipe on a Batch "
+            f"that has {'it' if len(absent) == 1 else 'them'}."
+        )
+
+
+def _meaning(name: str) -> str:
+    return f" ({COLUMNS[name].meaning})" if name in COLUMNS else ""
 
 
 DEFAULT_PARTS = {

@@ -17,6 +17,9 @@ from upslope.rollout import Rollouts
 MODEL_COLUMNS = frozenset({"logp", "entropy", "hidden", "log_distribution"})
 """Columns that the policy computes, with gradient, for every micro-batch."""
 
+SCORED_COLUMNS = frozenset({"ref_logp", "anchor_logp", "grad_norm_squared"})
+"""Columns without gradient that `Updater` adds for any recipe that reads them."""
+
 
 @runtime_checkable
 class Measures(Protocol):

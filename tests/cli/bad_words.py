@@ -28,6 +28,12 @@ CASES = [
     Case("unknown method", "train gpro --task chain_sum", 2, ("no method 'gpro'", "Did you mean", "grpo")),
     Case("no method", "train --task chain_sum", 2, ("which method?", "upslope methods")),
     Case("unknown method, show", "show gpro", 2, ("no method 'gpro'", "Did you mean", "grpo")),
+    Case(
+        "method for images",
+        "train grpo_guard --model TOY --data questions.jsonl --reward exact --out run",
+        2,
+        ("'grpo_guard' reads 'mean' (mean of a Gaussian action", "neither sampling, nor the policy, nor the verifier"),
+    ),
     Case("unknown preset", "show grpo@tlr", 2, ("no preset '@tlr'", "grpo@trl")),
     Case("unknown method, diff", "diff grpo drgpo", 2, ("no method 'drgpo'", "Did you mean dr_grpo")),
     Case("unknown family", "methods --family rlvrr", 2, ("no family 'rlvrr'", "rlvr")),
