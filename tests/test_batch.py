@@ -1,5 +1,7 @@
 """Batch: what it refuses, in which words, and what it computes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -177,6 +179,11 @@ def test_reward_within_names_row_prompt_and_remedy():
         UsageError, match=r"Reader needs rewards in \[0, 1\], but row 1 \(prompt 7\) has reward 2; 1 of 2 rows"
     ):
         made.reward_within(0, 1, part=Reader())
+    with pytest.raises(UsageError, match=r"outside\. Rescale in the task's verifier\.$"):
+        made.reward_within(0, 1, part=Reader())
+    adjustable = SimpleNamespace(reward_range=(0, 1))
+    with pytest.raises(UsageError, match=r"verifier, or train with reward_range=\(<lowest>, <highest>\)\.$"):
+        made.reward_within(0, 1, part=adjustable)
     assert made.replace(valid=[True, False]).reward_within(0, 1, part=Reader()).tolist() == [0.5, 2.0]
 
 

@@ -243,10 +243,11 @@ class Batch:
         outside = ((self.reward < low) | (self.reward > high)) & self.valid
         if outside.any():
             row = int(outside.nonzero()[0])
+            adjustable = ", or train with reward_range=(<lowest>, <highest>)" if hasattr(part, "reward_range") else ""
             raise UsageError(
                 f"{type(part).__name__} needs rewards in [{low:g}, {high:g}], but row {row}{self._prompt_of(row)} has reward "
                 f"{float(self.reward[row]):g}; {int(outside.sum())} of {len(self)} rows are outside. Rescale in the task's "
-                f"verifier, or train with reward_range=(<lowest>, <highest>)."
+                f"verifier{adjustable}."
             )
         return self.reward
 
