@@ -218,7 +218,8 @@ class Updater:
         needs = self.columns
         if self.recipe.control and not mini.controlled:
             needs = needs.union(*(part.measured_from for part in self.measures))
-        return self.policy.score(mini.rollouts, needs, rows=rows, observe=self.observe)
+        columns = self.policy.score(mini.rollouts, needs, rows=rows, observe=self.observe)
+        return {name: column.to(mini.batch.logp.device) for name, column in columns.items()}  # rollouts are on the CPU
 
     def _controlled_by(self, mini: "_MiniBatch", rows: Tensor, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the control parts see of some rows: columns without gradient, and what is measured from them."""
@@ -254,8 +255,8 @@ class Updater:
 
         def micro_batch(part_rows: Tensor) -> MicroBatch:
             def loss() -> tuple[Tensor, dict[str, Tensor]]:
-                columns = critic.score(mini.rollouts, part_rows)
                 part = mini.batch.select(part_rows)
+                columns = {n: c.to(part.logp.device) for n, c in critic.score(mini.rollouts, part_rows).items()}
                 _check(columns, part.mask)
                 total = (self.recipe.critic(part.replace(**columns)) * part.token_share).sum()  # type: ignore[misc]
                 return total, {"loss": total.detach()}
