@@ -177,6 +177,7 @@ RESETTING = make("grpo").replace(update=Reincarnation(epochs=2, reincarnate_at=1
         {"method": "reinforce", "baseline": "moving_average"},
         {"method": "oblr_po"},
         {"replay": 0.6, "old_logp": "recompute"},
+        {"replay": 0.6, "dtype": "bfloat16", "optimizer": {"lr": 1e-2}},
         {"method": RESETTING},
         {"method": RESETTING, "lora": {"rank": 4}},
         {"method": "remix", "replay": 0.8, "reincarnate_at": 2},
@@ -187,7 +188,17 @@ RESETTING = make("grpo").replace(update=Reincarnation(epochs=2, reincarnate_at=1
     ],
     ids=[
         *("grpo", "critic", "lora", "minibatches", "part state", "learning rate"),
-        *("replay", "resets", "resets lora", "remix", "references", "second draw", "trackers", "rollout state"),
+        *(
+            "replay",
+            "replay bfloat16",
+            "resets",
+            "resets lora",
+            "remix",
+            "references",
+            "second draw",
+            "trackers",
+            "rollout state",
+        ),
     ],
 )
 def test_resumed_is_bit_identical(toy, tmp_path, settings):
