@@ -17,12 +17,13 @@ from upslope.update import Actors, Updater
 class GradientRecorder:
     """Runs a recipe's update in one optimizer step whose gradient is kept and not applied. Remembers the parts' states.
 
-    `actors` gives policy, reference and critic; its learners are left alone. `rows_trained`: rows of the last gradient.
+    `actors` gives policy, reference and critic; its learners are left alone. `lr`: of the step that parts measure (CAPO), which
+    is AdamW's first. `rows_trained`: rows of the last gradient.
     """
 
-    def __init__(self, recipe: Recipe, actors: Actors, *, tokens_per_pass: int) -> None:
+    def __init__(self, recipe: Recipe, actors: Actors, *, tokens_per_pass: int, lr: float) -> None:
         self.recipe = recipe.replace(update=Update())
-        self.learner = _Recorder(actors.policy.parameters())
+        self.learner = _Recorder(actors.policy.parameters(), lr)
         recording = Actors(actors.policy, self.learner, actors.reference, actors.critic, None)
         self.updater = Updater(self.recipe, recording, tokens_per_pass=tokens_per_pass, recompute_old_logp=False)
         self.states = self.recipe.init()
@@ -44,8 +45,8 @@ class GradientRecorder:
 class _Recorder(Learner):
     """Keeps the gradient and leaves the weights alone."""
 
-    def __init__(self, parameters: Any) -> None:
-        super().__init__(parameters, 0.0, OptimizerConfig(grad_clip=float("inf")), 1)
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, lr, OptimizerConfig(grad_clip=float("inf")), 1)
         self.gradient = torch.zeros(sum(parameter.numel() for parameter in self.parameters))
 
     def _apply(self) -> None:

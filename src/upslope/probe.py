@@ -159,14 +159,15 @@ def probe(
     """
     sketch = _sketch(actors.policy, seed)
     options: dict[str, Any] = {"tokens_per_pass": tokens_per_pass}
+    recording = {**options, "lr": lr}
     say("expected reward")
-    reference, _ = _gradients(reward_gradient(), actors, batches, sketch, options, seed)
+    reference, _ = _gradients(reward_gradient(), actors, batches, sketch, recording, seed)
     results: list[ProbeResult] = []
     first = 0.0
     for name, recipe in recipes:
         say(name)
         started = time.perf_counter()
-        gradients, contributing = _gradients(recipe, actors, batches, sketch, options, seed)
+        gradients, contributing = _gradients(recipe, actors, batches, sketch, recording, seed)
         seconds = time.perf_counter() - started
         first = first or seconds
         effect = _effect(recipe, actors, batches, Learner(actors.policy.parameters(), lr, optimizer, 1), options, seed)

@@ -155,7 +155,8 @@ COLUMNS = (
 )
 LEGEND = (
     "signal/noise: |mean gradient|^2 over the variance of one batch's gradient, with a 95 % interval",
-    "cosine to reward: of the mean gradient with that of the expected reward; below 1 the method pursues something else, too",
+    "cosine to reward: of the mean gradient with that of the expected reward; below 1 the method pursues something else, too; an",
+    "  estimate without bias, which noise may carry beyond 1",
     "batch to rest: cosine of one batch's gradient with that of all others together",
     "entropy, KL, ESS: of one optimizer step: change of token entropy, KL per token, effective sample size of other rollouts",
     "rows: rollouts that have a gradient.   time: of a gradient, relative to the first method",
