@@ -49,7 +49,7 @@ def test_settings_of_one_part_apply_together():
         ({"ratio_high": "wide"}, r"ClippedRatio.ratio_high takes float, not 'wide'"),
         ({"ratio_high": True}, r"ClippedRatio.ratio_high takes float, not True"),
         ({"group_size": 2.5}, r"Sample.group_size takes int, not 2.5"),
-        ({"scale": "std"}, r"GroupBaseline.scale takes 'sample_std' or 'population_std', NoneType, not 'std'"),
+        ({"scale": "std"}, r"GroupBaseline.scale takes 'sample_std' or 'population_std' or 'batch_std', NoneType, not 'std'"),
         ({"estimator": "k4"}, r"KL.estimator takes 'k1' or 'k2' or 'k3' or 'k3_value_k2_gradient', not 'k4'"),
         ({"estimator": "k1"}, r"KL\(estimator='k1'\) in the loss has no gradient in expectation"),
         ({"advantage": "grop"}, r"no method 'grop'. Did you mean"),

@@ -13,7 +13,7 @@ Source:  Luo et al. 2026 (arXiv:2601.03320), the constraint and its Lagrangian. 
     (r - 1)^2 is the chi-squared divergence of the new policy from it, about twice the KL divergence while small.
 Deviations:  the objective is that of the paper's abstract, the dual step a reconstruction: delta, eta, the first lam and
     grpo's A are our choice; the factor of lam is 1, not 1/2. lam stays below lam_max, since one token that moved far raises
-    it for thousands of updates. The off-policy variant replays earlier steps; here only later mini-batches are stale.
+    it for thousands of updates. Its off-policy variant replays earlier steps: rollout.replay=0.5.
 Not this:  a fixed penalty, lam=0.04 with eta=0. kimi_k15_md squares the log-ratio of the whole sequence.
 """
 
