@@ -95,9 +95,7 @@ def open_task(
         )
     if (name is None) == (data is None):
         raise UsageError("give either the name of a task or data" + (", not both." if name else "; neither was given."))
-    for label, size in (("train_size", train_size), ("eval_size", eval_size)):
-        if size is not None and size < 1:
-            raise UsageError(f"{label} must be at least 1, got {size}.")
+    check_sizes(train_size, eval_size)
     if data is not None:
         from upslope.tasks.files import open_data
 
@@ -111,6 +109,12 @@ def open_task(
         task = open_procedural(name, merged, seed, reward, timeout, workers, sizes)
     task.solved_at = solved_at
     return task
+
+
+def check_sizes(train_size: int | None, eval_size: int | None) -> None:
+    for label, size in (("train_size", train_size), ("eval_size", eval_size)):
+        if size is not None and size < 1:
+            raise UsageError(f"{label} must be at least 1, got {size}.")
 
 
 def recommended(model: str | None) -> dict[str, dict[str, Any]]:

@@ -52,20 +52,14 @@ class Layout:
     def reference_of(self, example: Example) -> Any:
         return None if self.reference is None else dig(example.data, self.reference)
 
-    def split_of(self, row: Row) -> str | None:
-        value = row.columns.get("split")
-        return value.strip().lower() if isinstance(value, str) and value.strip() else None
-
 
 def detect_layout(name: str, rows: Sequence[Row], input_key: str | None, label_key: str | None) -> Layout:
     """The layout of rows by the names of their columns; `input_key` and `label_key` override what is recognized.
 
     Raises UsageError if no column can be the prompt, or a key names a column that is not there.
     """
-    columns = tuple(dict.fromkeys(column for row in rows for column in row.columns))
-    for setting, key in (("input_key", input_key), ("label_key", label_key)):
-        if key is not None and key not in columns and not any(dig(row.columns, key) is not None for row in rows):
-            raise UsageError(f"{name} has no column '{key}', which {setting} names. Its columns: {', '.join(columns)}.")
+    columns = column_names(rows)
+    require_columns(name, rows, {"input_key": input_key, "label_key": label_key})
     family, prompt, reference = recognize(rows, columns)
     if input_key is not None or label_key is not None:
         family = "OpenRLHF, by input_key and label_key"
@@ -79,16 +73,34 @@ def detect_layout(name: str, rows: Sequence[Row], input_key: str | None, label_k
 
 def recognize(rows: Sequence[Row], columns: Sequence[str]) -> tuple[str, str, str | None]:
     """Family, prompt and reference: of several candidates the one that most rows have, of equals the first."""
-    count = {column: sum(column in row.columns for row in rows) for column in columns}
-    reference = max((column for column in REFERENCES if column in count), key=count.__getitem__, default=None)
-    prompt = max((column for column in PROMPTS if column in count), key=count.__getitem__, default="")
+    reference, prompt = most_frequent(REFERENCES, rows), most_frequent(PROMPTS, rows) or ""
     if prompt == "prompt":
         if any(dig(row.columns, VERL_REFERENCE) is not None for row in rows):
             return "verl", prompt, VERL_REFERENCE
         return "TRL", prompt, reference
     if prompt == "input":
-        return "OpenRLHF", prompt, "label" if "label" in count else reference
+        return "OpenRLHF", prompt, "label" if "label" in columns else reference
     return f"{prompt}/{reference or 'no reference answer'}", prompt, reference
+
+
+def column_names(rows: Sequence[Row]) -> tuple[str, ...]:
+    """All columns, in the order of their first appearance."""
+    return tuple(dict.fromkeys(column for row in rows for column in row.columns))
+
+
+def most_frequent(candidates: Sequence[str], rows: Sequence[Row]) -> str | None:
+    """The candidate that most rows have as a column, of equals the first; None if no row has any."""
+    count = {column: sum(column in row.columns for row in rows) for column in candidates}
+    best = max(candidates, key=count.__getitem__)
+    return best if count[best] else None
+
+
+def require_columns(name: str, rows: Sequence[Row], keys: Mapping[str, str | None]) -> None:
+    """Raise UsageError if a setting names a column that no row has; `keys` are columns by setting."""
+    columns = column_names(rows)
+    for setting, key in keys.items():
+        if key is not None and key not in columns and not any(dig(row.columns, key) is not None for row in rows):
+            raise UsageError(f"{name} has no column '{key}', which {setting} names. Its columns: {', '.join(columns)}.")
 
 
 def dig(columns: Mapping[str, Any], key: str) -> Any:

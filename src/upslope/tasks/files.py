@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from upslope.errors import UsageError
-from upslope.rollout import Example
+from upslope.rollout import Example, Message
 from upslope.tasks.base import Task
 from upslope.tasks.columns import Layout, detect_layout
 from upslope.tasks.holdout import is_held_out
@@ -24,6 +24,7 @@ from upslope.tasks.rows import Row, counted, given_rows, read_rows
 
 SETTINGS = ("input_key", "label_key", "eval_data")
 EVAL_NAMES = frozenset({"eval", "evaluation", "validation", "valid", "val", "dev", "test"})
+Prompt = str | Sequence[Message]
 Data = str | os.PathLike[str] | Sequence[Mapping[str, Any]]
 
 
@@ -50,7 +51,7 @@ def open_data(
     if settings.get("eval_data") is not None:
         splits, split_notes = split_by_file(rows, layout, settings)
     else:
-        splits, split_notes = split_within(rows, layout)
+        splits, split_notes = split_within(rows, examples_of(rows, layout))
     notes += split_notes + duplicate_notes(splits)
     for part in parts:
         if part.needs_reference:
@@ -61,13 +62,26 @@ def open_data(
     except BaseException:
         judge.close()
         raise
+    cut, size_notes = at_most(splits, train_size, eval_size)
+    return Task(name, cut, judge, plain(settings), notes + size_notes)
+
+
+def at_most(
+    splits: Mapping[str, list[Example]], train_size: int | None, eval_size: int | None
+) -> tuple[dict[str, list[Example]], list[str]]:
+    """The first so many examples of each split, and a note where that leaves some out."""
     limits = {"train": train_size, "eval": eval_size}
-    for split, limit in limits.items():
-        if limit is not None and limit < len(splits[split]):
-            notes.append(f"{split}: the first {limit} of {counted(len(splits[split]), 'row')}")
-    cut = {split: examples[: limits[split]] for split, examples in splits.items()}
-    plain = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in settings.items()}
-    return Task(name, cut, judge, plain, notes)
+    notes = [
+        f"{split}: the first {limit} of {counted(len(splits[split]), 'row')}"
+        for split, limit in limits.items()
+        if limit is not None and limit < len(splits[split])
+    ]
+    return {split: examples[: limits[split]] for split, examples in splits.items()}, notes
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as plain JSON: paths as texts."""
+    return {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in settings.items()}
 
 
 def read(data: Data) -> tuple[str, list[Row]]:
@@ -77,10 +91,9 @@ def read(data: Data) -> tuple[str, list[Row]]:
     return "data", given_rows(data)
 
 
-def split_within(rows: Sequence[Row], layout: Layout) -> tuple[dict[str, list[Example]], list[str]]:
-    """By the names in the rows if any row has one, otherwise by the prompt's hash."""
-    names = [row.split or layout.split_of(row) for row in rows]
-    examples = make_examples(rows, layout)
+def split_within(rows: Sequence[Row], examples: Sequence[Example]) -> tuple[dict[str, list[Example]], list[str]]:
+    """By the names in the rows if any row has one, otherwise by the prompt's hash. One example per row."""
+    names = [row.split or split_column(row) for row in rows]
     if any(names):
         for row, name in zip(rows, names, strict=True):
             if name not in EVAL_NAMES and name != "train":
@@ -102,12 +115,17 @@ def split_within(rows: Sequence[Row], layout: Layout) -> tuple[dict[str, list[Ex
     return splits, notes + overlap_notes(splits)
 
 
+def split_column(row: Row) -> str | None:
+    value = row.columns.get("split")
+    return value.strip().lower() if isinstance(value, str) and value.strip() else None
+
+
 def split_by_file(
     rows: Sequence[Row], layout: Layout, settings: Mapping[str, Any]
 ) -> tuple[dict[str, list[Example]], list[str]]:
     name, eval_rows = read(settings["eval_data"])
     eval_layout = detect_layout(name, eval_rows, settings.get("input_key"), settings.get("label_key"))
-    splits = {"train": make_examples(rows, layout), "eval": make_examples(eval_rows, eval_layout)}
+    splits = {"train": examples_of(rows, layout), "eval": examples_of(eval_rows, eval_layout)}
     missing = sorted(set(layout.columns) - set(eval_layout.columns))
     notes = [
         f"{len(rows)} for training; evaluation on {name}: {counted(len(eval_rows), 'row')}, {eval_layout.describe()}"
@@ -121,16 +139,19 @@ def split_by_file(
     return splits, notes + overlap_notes(splits)
 
 
-def make_examples(rows: Sequence[Row], layout: Layout) -> list[Example]:
-    """Examples with stable, distinct keys: the hash of the prompt, numbered where a prompt comes again."""
+def examples_of(rows: Sequence[Row], layout: Layout) -> list[Example]:
+    return make_examples([(layout.prompt_of(row), row.columns) for row in rows])
+
+
+def make_examples(questions: Sequence[tuple[Prompt, Mapping[str, Any]]]) -> list[Example]:
+    """Examples of prompts and their data, with stable, distinct keys: the prompt's hash, numbered where it comes again."""
     seen: dict[str, int] = {}
     examples = []
-    for row in rows:
-        prompt = layout.prompt_of(row)
+    for prompt, data in questions:
         digest = hashlib.sha256(prompt_text(prompt).encode("utf-8", "surrogatepass")).hexdigest()[:16]
         seen[digest] = seen.get(digest, 0) + 1
         key = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-        examples.append(Example(key, prompt, row.columns))
+        examples.append(Example(key, prompt, data))
     return examples
 
 
