@@ -1,5 +1,6 @@
 """A recipe's gradient estimator over all its batches: the gradients of thousands of batches from one backward pass."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -108,8 +109,19 @@ class Estimator:
     ref: Tensor
     given: dict[str, Tensor]
     packs: bool = field(default=True, init=False)
+    identities: torch.Generator | None = field(default=None, init=False)
 
-    def run(self, truth: Tensor, *, limit: int | None, samples: int, seed: int) -> Estimate:
+    @property
+    def words(self) -> int:
+        """Sequences of one prompt."""
+        return len(self.lab.words) // self.lab.prompts
+
+    @property
+    def reference_rows(self) -> int:
+        """Rows of a group that are the reference answer."""
+        return min(getattr(self.recipe.rollout, "reference_rows", 0), self.shape[1] - 1)
+
+    def run(self, truth: Tensor, *, limit: int | None, samples: int, seed: int, shuffle: bool = False) -> Estimate:
         """The estimate, by enumeration up to `limit` batches, else from `samples` of them."""
         if min(self.shape) < 1 or samples < 2:
             raise UsageError(
@@ -118,9 +130,12 @@ class Estimator:
             )
         self.columns = self._sequence_columns()
         generator = torch.Generator().manual_seed(seed)
+        if shuffle:
+            self.packs, self.identities, limit = False, torch.Generator().manual_seed(seed + 1), -1
         # Whether batches pack is seen on a few first, rare sequences included: it decides how many can be afforded.
         trial = torch.randint(len(self.lab.words), (24, *self.shape), generator=generator)
-        self._check_order(trial[:8], generator)
+        if not shuffle:
+            self._check_order(trial[:8], generator)
         for _ in self._gradients(trial):
             pass
         default = PACKED_ROWS // (self.shape[0] * self.shape[1]) if self.packs else ALONE_BATCHES
@@ -147,13 +162,16 @@ class Estimator:
 
     def _count(self) -> int:
         groups, size = self.shape
-        return multisets_count(multisets_count(len(self.lab.words), size), groups)
+        return multisets_count(self.lab.prompts * multisets_count(self.words, size - self.reference_rows), groups)
 
     def _all(self) -> tuple[Tensor, Tensor, float]:
         """Every batch [U, groups, size], its probability [U] among those with kept groups only, and a group's chance of that."""
-        rows = multisets(len(self.lab.words), self.shape[1])
+        drawn = multisets(self.words, self.shape[1] - self.reference_rows)
+        prompt = torch.arange(self.lab.prompts).repeat_interleave(len(drawn))
+        drawn = drawn.repeat(self.lab.prompts, 1) + self.words * prompt.unsqueeze(1)
         row_logp = self.lab.logp(self.behavior).sum(1)
-        group_logp = log_multiplicity(rows) + row_logp[rows].sum(1)
+        group_logp = log_multiplicity(drawn) + row_logp[drawn].sum(1) - math.log(self.lab.prompts)
+        rows = self._with_reference(drawn, prompt)
         keep = self._keep(rows)
         if not keep.any():
             raise UsageError(
@@ -168,12 +186,14 @@ class Estimator:
 
     def _draw(self, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
         """As `_all`, for `samples` batches drawn at random."""
-        probability = self.lab.probability(self.behavior)
+        probability = self.lab.probability(self.behavior).view(self.lab.prompts, -1)
+        size = self.shape[1] - self.reference_rows
         wanted, tried = samples * self.shape[0], 0
         found = torch.empty(0, self.shape[1], dtype=torch.int64)
         while len(found) < wanted:
-            rows = torch.multinomial(probability, wanted * self.shape[1], replacement=True, generator=generator)
-            rows = rows.view(wanted, self.shape[1]).sort(1).values
+            prompt = torch.randint(self.lab.prompts, (wanted,), generator=generator)
+            rows = torch.multinomial(probability[prompt], size, replacement=True, generator=generator).sort(1).values
+            rows = self._with_reference(rows + self.words * prompt.unsqueeze(1), prompt)
             found = torch.cat([found, rows[self._keep(rows)]])
             tried += wanted
             if tried >= 100 * wanted and not len(found):
@@ -183,6 +203,11 @@ class Estimator:
                 )
         weights = torch.full((samples,), 1 / samples, dtype=torch.float64)
         return found[:wanted].view(samples, *self.shape), weights, len(found) / tried
+
+    def _with_reference(self, rows: Tensor, prompt: Tensor) -> Tensor:
+        """Groups [M, drawn] of the prompts [M], and the reference answer in the places that are left, [M, size]."""
+        best = self.lab.rewards.view(self.lab.prompts, -1).argmax(1) + self.words * torch.arange(self.lab.prompts)
+        return torch.cat([rows, best[prompt].unsqueeze(1).expand(-1, self.reference_rows)], 1)
 
     def _keep(self, rows: Tensor) -> Tensor:
         """Which groups [M, size] the curriculum trains on, judged on the task's reward, [M] bool."""
@@ -224,7 +249,7 @@ class Estimator:
         if not _same(self._alone(units), self._alone(units.gather(-1, order).flip(1))):
             raise UsageError(
                 f"'{self.recipe.name}' depends on the order of the rows, so its batches cannot be enumerated up to order. "
-                "Replace the part that does, such as LocalTokenMean."
+                "Replace the part that does, such as LocalTokenMean, or draw batches in random order: shuffle=True."
             )
 
     def _alone(self, units: Tensor) -> Tensor:
@@ -242,7 +267,7 @@ class Estimator:
         share = torch.zeros_like(logits)
         if loss.requires_grad:
             (share,) = torch.autograd.grad(loss, logits)
-        states = len(lab.prefixes)
+        states = len(lab.theta)
         unit = torch.arange(len(units)).repeat_interleave(self.shape[0] * self.shape[1]).unsqueeze(1)
         place = (unit * states + prefix)[mask]
         summed = torch.zeros(len(units) * states, lab.vocabulary, dtype=torch.float64).index_add_(
@@ -256,13 +281,18 @@ class Estimator:
         recipe, log_distribution = self.recipe, logits.log_softmax(-1)
         logp = log_distribution.gather(-1, self.lab.sequences[rows].unsqueeze(-1)).squeeze(-1)
         group = torch.arange(len(rows)) // size
+        trajectory, prompt_key = torch.arange(len(rows)), self.lab.prompt[rows]
+        if self.identities is not None:
+            trajectory = torch.randint(1 << 62, (len(rows),), generator=self.identities)
+            prompt_key = torch.randint(1 << 62, (len(rows) // size,), generator=self.identities)[group]
         made = {
             "logp": logp,
             "log_distribution": log_distribution,
             "entropy": -(log_distribution.exp() * log_distribution).sum(-1),
             "group": group,
             "prompt": group,
-            "trajectory": torch.arange(len(rows)),
+            "trajectory": trajectory,
+            "prompt_key": prompt_key,
         }
         if "entropy" not in recipe.needs_each_pass:
             del made["entropy"]  # read before the update only: the old policy's
@@ -298,7 +328,7 @@ class Estimator:
             "truncated": torch.zeros_like(lab.mask[:, 0]) if lab.eos is None else last != lab.eos,
             "source": torch.zeros_like(length),
             "turn": torch.zeros_like(lab.sequences),
-            "prompt_key": torch.zeros_like(length),
+            "expected_reward": lab.prompt_mean(self.old, lab.rewards)[lab.prompt],
             "answer": torch.arange(len(lab.words)),
             "old_logp": lab.logp(self.old),
             "anchor_logp": lab.logp(self.old),

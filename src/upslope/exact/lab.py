@@ -5,7 +5,8 @@
     print(lab.estimate("rloo", group_size=2))                   a recipe's estimator: scale, cosine, bias, variance
 
 S sequences, T positions, V tokens, N prefixes that a token may follow. The parameters `theta` are [N, V]: one row of logits
-per prefix, shortest prefixes first, then in the order of their tokens. Gradients have the shape of theta.
+per prefix, shortest prefixes first, then in the order of their tokens. Gradients have the shape of theta. With several prompts
+all of this, S and N included, is one prompt's after the other's: their policies share no parameter.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ class ExactLab:
     eos          a token that ends the sequence early, so that lengths differ; None: every sequence has T tokens
     seed         of the default reward and of `theta`
     spread       standard deviation of the logits in `theta`
+    prompts      how many; every group of a batch is one prompt's, each as likely, and expectations are means over prompts
 
     Raises UsageError for more than 100,000 sequences, a reward of the wrong length or not finite, an eos outside the vocabulary.
     """
@@ -45,16 +47,18 @@ class ExactLab:
     eos: int | None = None
     seed: int = 0
     spread: float = 1.0
+    prompts: int = 1
 
     def __post_init__(self) -> None:
-        if self.vocabulary < 2 or self.horizon < 1:
+        if self.vocabulary < 2 or self.horizon < 1 or self.prompts < 1:
             raise UsageError(
-                f"ExactLab(vocabulary={self.vocabulary}, horizon={self.horizon}): needs vocabulary >= 2 and horizon >= 1."
+                f"ExactLab(vocabulary={self.vocabulary}, horizon={self.horizon}, prompts={self.prompts}): needs vocabulary >= 2, "
+                "horizon >= 1 and prompts >= 1."
             )
         if self.eos is not None and not 0 <= self.eos < self.vocabulary:
             raise UsageError(f"ExactLab(eos={self.eos}): not a token of 0..{self.vocabulary - 1}.")
         branching = self.vocabulary - (self.eos is not None)
-        if self.vocabulary * branching ** (self.horizon - 1) > MAX_SEQUENCES:
+        if self.prompts * self.vocabulary * branching ** (self.horizon - 1) > MAX_SEQUENCES:
             raise UsageError(
                 f"ExactLab(vocabulary={self.vocabulary}, horizon={self.horizon}) has more than {MAX_SEQUENCES} sequences: "
                 "they cannot all be enumerated. Take a smaller vocabulary or horizon."
@@ -62,7 +66,7 @@ class ExactLab:
 
     @cached_property
     def prefixes(self) -> list[Tokens]:
-        """The N prefixes that a token may follow, in the order of theta's rows."""
+        """The prefixes of one prompt that a token may follow, in the order of theta's rows: all N if there is one prompt."""
         level: list[Tokens] = [()]
         found = list(level)
         for _ in range(self.horizon - 1):
@@ -75,7 +79,12 @@ class ExactLab:
         """The S sequences as tuples of tokens, the end token included, in the order of their tokens."""
         ended = [(*prefix, self.eos) for prefix in self.prefixes if self.eos is not None]
         full = [(*p, v) for p in self.prefixes if len(p) == self.horizon - 1 for v in range(self.vocabulary)]
-        return sorted({*ended, *full})
+        return sorted({*ended, *full}) * self.prompts
+
+    @cached_property
+    def prompt(self) -> Tensor:
+        """Prompt that each sequence answers, [S]."""
+        return torch.arange(self.prompts).repeat_interleave(len(self.words) // self.prompts)
 
     @cached_property
     def sequences(self) -> Tensor:
@@ -89,9 +98,10 @@ class ExactLab:
 
     @cached_property
     def prefix(self) -> Tensor:
-        """Row of theta that each token is drawn from, [S, T]; 0 beyond the end."""
+        """Row of theta that each token is drawn from, [S, T]; beyond the end the first of its prompt."""
         index = {prefix: n for n, prefix in enumerate(self.prefixes)}
-        return torch.tensor([[index.get(word[:t], 0) for t in range(self.horizon)] for word in self.words])
+        within = torch.tensor([[index.get(word[:t], 0) for t in range(self.horizon)] for word in self.words])
+        return within + len(index) * self.prompt.unsqueeze(1)
 
     @cached_property
     def rewards(self) -> Tensor:
@@ -110,7 +120,7 @@ class ExactLab:
     @cached_property
     def theta(self) -> Tensor:
         """Seeded logits to start from, [N, V]."""
-        shape = (len(self.prefixes), self.vocabulary)
+        shape = (self.prompts * len(self.prefixes), self.vocabulary)
         return self.spread * torch.randn(shape, generator=self._generator(0), dtype=torch.float64)
 
     def _generator(self, stream: int) -> torch.Generator:
@@ -135,27 +145,31 @@ class ExactLab:
         return self.log_distribution(theta).gather(-1, self.sequences.unsqueeze(-1)).squeeze(-1) * self.mask
 
     def probability(self, theta: Tensor) -> Tensor:
-        """Probability of each sequence, [S]; they add up to 1."""
+        """Probability of each sequence given its prompt, [S]; each prompt's add up to 1."""
         return self.logp(theta).sum(1).exp()
 
     def expected_reward(self, theta: Tensor) -> Tensor:
         """J = E[reward], scalar."""
-        return self.probability(theta) @ self.rewards
+        return self.probability(theta) @ self.rewards / self.prompts
 
     def entropy(self, theta: Tensor) -> Tensor:
         """Entropy of the sequence in nats, scalar: the expected sum of the per-token entropies."""
-        return -(self.probability(theta) @ self.logp(theta).sum(1))
+        return -(self.probability(theta) @ self.logp(theta).sum(1)) / self.prompts
 
     def kl(self, theta: Tensor, ref: Tensor) -> Tensor:
         """KL(policy(theta) || policy(ref)) of the sequence, scalar."""
-        return self.probability(theta) @ (self.logp(theta) - self.logp(ref)).sum(1)
+        return self.probability(theta) @ (self.logp(theta) - self.logp(ref)).sum(1) / self.prompts
 
     def value(self, theta: Tensor) -> Tensor:
         """Expected reward given the prefix before each token, [S, T], 0 beyond the end: what a perfect critic says."""
-        probability, states = self.probability(theta).unsqueeze(1) * self.mask, self.theta.new_zeros(len(self.prefixes))
+        probability, states = self.probability(theta).unsqueeze(1) * self.mask, self.theta.new_zeros(len(self.theta))
         reached = states.index_add(0, self.prefix.flatten(), probability.flatten())
         earned = states.index_add(0, self.prefix.flatten(), (probability * self.rewards.unsqueeze(1)).flatten())
         return (earned / reached)[self.prefix] * self.mask
+
+    def prompt_mean(self, theta: Tensor, column: Tensor) -> Tensor:
+        """Expectation of a column [S] of the sequences, such as `rewards`, for each prompt, [prompts]."""
+        return (self.probability(theta) * column).view(self.prompts, -1).sum(1)
 
     def gradient(self, theta: Tensor, of: Objective | None = None) -> Tensor:
         """Gradient [N, V] of a scalar function of theta, by default of the expected reward.
@@ -178,6 +192,7 @@ class ExactLab:
         ref: Tensor | None = None,
         target: Tensor | None = None,
         columns: Mapping[str, Tensor] | None = None,
+        shuffle: bool = False,
         limit: int | None = None,
         samples: int = 20_000,
         seed: int = 0,
@@ -190,13 +205,17 @@ class ExactLab:
         one by one), `samples` batches are drawn instead and `standard_error` says how well the mean is known. On one core a
         million batches of 4 take about 6 s, a thousand one by one 2 s.
 
-        recipe     a method's name or a Recipe, from its first state; its rollout, update and critic are the trainer's and not read
+        recipe     a method's name or a Recipe, from its first state; its update and critic are the trainer's and not read, of its
+                   rollout only reference_rows: these are the first of the prompt's sequences with the highest reward
         theta      where the gradient is taken, default `lab.theta`
         old        policy of the column old_logp, default theta
         behavior   policy that the sequences are drawn from (behavior_logp), default old
         ref        policy of the column ref_logp, default theta
         target     the gradient to compare with, default that of the expected reward at theta
-        columns    further columns, one entry per sequence: [S] or [S, T]; `value` and `old_value` are exact unless given
+        columns    further columns, one entry per sequence: [S] or [S, T]; `value`, `old_value` and `expected_reward` are exact
+                   unless given
+        shuffle    draw batches, one by one, whose rows have random `trajectory` and `prompt_key`: for recipes whose choices depend
+                   on the order of rows or are drawn by their identity, so that the mean is over these choices, too
 
         A curriculum that drops groups (DAPO) makes the mean conditional on the groups kept.
         Raises UsageError for a column that the lab does not have, and for a recipe that depends on the order of rows.
@@ -204,7 +223,7 @@ class ExactLab:
         theta = self.checked(self.theta if theta is None else theta).detach()
         estimator = self._estimator(recipe, (groups, group_size), theta, old, behavior, ref, columns)
         truth = self.gradient(theta) if target is None else self.checked(target)
-        return estimator.run(truth, limit=limit, samples=samples, seed=seed)
+        return estimator.run(truth, limit=limit, samples=samples, seed=seed, shuffle=shuffle)
 
     def draw(
         self,
