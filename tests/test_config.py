@@ -116,7 +116,6 @@ def test_least_values(name):
         ({"stepz": 3}, "config has no setting 'stepz'. Did you mean steps?"),
         ({"eval": {"evry": 3}}, "config.eval has no setting 'evry'. Did you mean every?"),
         ({3: 4}, "config has no setting '3'"),
-        ({"task": "a", "data": "b"}, "both task 'a' and data 'b'"),
     ],
 )
 def test_refused(values, message):

@@ -34,6 +34,7 @@ COLUMNS = {
     "old_logp": Column("RT", "float", "log-prob under the policy before the update", "pass logp.detach() on-policy"),
     "behavior_logp": Column("RT", "float", "log-prob under the distribution that was sampled from"),
     "ref_logp": Column("RT", "float", "log-prob under the frozen reference policy", "or drop the part with PART=None"),
+    "teacher_logp": Column("RT", "float", "log-prob under the teacher", "pass the teacher's, or train with --teacher"),
     "entropy": Column("RT", "float", "entropy of the policy's next-token distribution, in nats"),
     "value": Column("RT", "float", "the critic's value of the state before each token, with gradient"),
     "old_value": Column("RT", "float", "the critic's value before the update", "pass value.detach() on-policy"),
@@ -43,6 +44,7 @@ COLUMNS = {
     "masked_logp": Column("RT", "float", "log-prob before the update, with a part of the prompt hidden"),
     "reward": Column("R", "float", "reward of the completion"),
     "token_reward": Column("RT", "float", "reward per token, the completion's included"),
+    "label": Column("R", "float", "probability that the row is the preferred one of its pair, or is desirable"),
     "valid": Column(
         "R", "bool", "False where the reward failed: the row is left out of everything (default: all True)"
     ),

@@ -30,7 +30,7 @@ def seeded(*key: object) -> torch.Generator:
 class Collected:
     """A step's rows, aligned: rollouts, the example and outcome of each, and the batch before `prepare` (None: no row kept).
 
-    `source` [R] int64 says where each row came from. `replayed`: the rollouts are those of an earlier step.
+    `source` [R] int64 says where each row came from. `sampled`: the policy of this step wrote them.
     """
 
     rollouts: Rollouts
@@ -41,7 +41,7 @@ class Collected:
     seconds: dict[str, float]
     source: Tensor
     events: list[Event] = field(default_factory=list)
-    replayed: bool = False
+    sampled: bool = True
 
 
 class Collector:
@@ -265,7 +265,7 @@ class Collector:
         batch = first_batch(kept.rollouts, kept.outcomes, kept.examples, self.recipe.needs, source)
         seconds = {"rollout": 0.0, "reward": 0.0}
         found = Collected(
-            kept.rollouts, list(kept.examples), list(kept.outcomes), batch, {}, seconds, source, replayed=True
+            kept.rollouts, list(kept.examples), list(kept.outcomes), batch, {}, seconds, source, sampled=False
         )
         found.metrics = reward_metrics(found.outcomes) | group_metrics([found])
         found.metrics |= {"groups/sampled": 0.0, "replay/age": float(age)}

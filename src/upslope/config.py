@@ -74,7 +74,9 @@ class Config:
     """What a run is made of.
 
     settings        overrides of the recipe: `ratio_high`, `rollout.group_size`, `advantage=rloo`
+    task, data      what is trained on; of a method that learns from given completions, data is that, and task the evaluation
     task_settings   of a named task: its own; of data: input_key, label_key, eval_data
+    teacher         a model, for methods that distill
     max_tokens      of a completion; None: what the task recommends, else 64
     top_p, top_k    truncation of the sampling distribution; ratios are taken against the whole one
     old_logp        "sampler": the engine's log-probs; "recompute": one more pass of the model; "auto": the former in float32
@@ -91,6 +93,7 @@ class Config:
     task_settings: Mapping[str, Any] = field(default_factory=dict)
     data: str | None = None
     reward: str | None = None
+    teacher: str | None = None
     steps: int = 60
     seed: int = 0
     prompts_per_step: int = 16
@@ -126,8 +129,6 @@ class Config:
             raise UsageError(f"top_p is {self.top_p}; it must be in (0, 1], and 1 means no truncation.")
         if not self.reward_timeout > 0:
             raise UsageError(f"reward_timeout is {self.reward_timeout}; it must be above 0 (seconds).")
-        if self.task is not None and self.data is not None:
-            raise UsageError(f"both task '{self.task}' and data '{self.data}' are given; a run trains on one of them.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars, as in config.yaml."""

@@ -1,5 +1,6 @@
 """The gradient of a recipe on given rollouts, without taking a step: for checks and for `upslope probe`."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class GradientRecorder:
     def __init__(self, recipe: Recipe, actors: Actors, *, tokens_per_pass: int, lr: float) -> None:
         self.recipe = recipe.replace(update=Update())
         self.learner = _Recorder(actors.policy.parameters(), lr)
-        recording = Actors(actors.policy, self.learner, actors.reference, actors.critic, None)
+        recording = replace(actors, learner=self.learner, critic_learner=None)
         self.updater = Updater(self.recipe, recording, tokens_per_pass=tokens_per_pass, recompute_old_logp=False)
         self.states = self.recipe.init()
         self.rows_trained = 0.0

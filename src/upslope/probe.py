@@ -7,7 +7,7 @@ bias: a product of two expected gradients is the mean over pairs of different ba
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -225,7 +225,7 @@ def _effect(
         others = batches[(index + 1) % len(batches)].rollouts
         old = _columns(actors.policy, others, options)
         if batch is not None:
-            stepping = Actors(actors.policy, learner, actors.reference, actors.critic, None)
+            stepping = replace(actors, learner=learner, critic_learner=None)
             updater = Updater(once, stepping, recompute_old_logp=False, **options)
             updater.update(rollouts, batch, once.init(), (seed, "probe", index))
         changes.append(_change(old, _columns(actors.policy, others, options), others.mask))

@@ -282,6 +282,4 @@ def diff(one: str, other: str) -> str:
 
 def _by_class(recipe: "Recipe", several: set[str]) -> "dict[str, Part]":
     """Parts by stage, and by `stage.ClassName` in the stages where one of two recipes holds several."""
-    return {
-        f"{key}.{type(part).__name__}" if key in several else key: part for key, part in recipe.parts().items()
-    }
+    return {f"{key}.{type(part).__name__}" if key in several else key: part for key, part in recipe.parts().items()}

@@ -10,7 +10,10 @@ import torch
 from upslope.collect import first_batch, observed_at_sampling, seeded
 from upslope.config import Config
 from upslope.engines.gap import sampler_gap
+from upslope.given import GivenCollector
 from upslope.gradient import GradientRecorder
+from upslope.parts.data import FromData
+from upslope.prompts import PromptStream
 from upslope.rollout import Example, Outcome, Rollouts, Sampling
 from upslope.setup import Parts, fitting
 from upslope.tasks.scorers import VERDICT_COLUMNS
@@ -98,13 +101,24 @@ def _micro_batches(parts: Parts, rollouts: Rollouts, config: Config) -> Check:
 
 
 def _gradient(parts: Parts, rollouts: Rollouts, tokens_per_pass: int) -> torch.Tensor:
-    """The policy's gradient on made-up rewards that differ within each group, without taking the step."""
-    rewards = [float(row % 2) for row in range(len(rollouts))]
-    outcomes = [Outcome(reward, columns=dict.fromkeys(VERDICT_COLUMNS, reward)) for reward in rewards]
-    examples = [Example(str(prompt), "") for prompt in rollouts.prompt.tolist()]
-    batch = first_batch(rollouts, outcomes, examples, parts.recipe.needs)
+    """The policy's gradient, without taking the step: on made-up rewards that differ within each group, or on given rows."""
+    if isinstance(parts.recipe.rollout, FromData):
+        stream = PromptStream(parts.train_examples, 0)
+        given = GivenCollector(
+            policy=parts.actors.policy, stream=stream, recipe=parts.recipe, limit=parts.prompt_limit, max_tokens=None
+        )
+        examples, _ = fitting(parts.train_examples, parts.actors.policy.encode, parts.prompt_limit, 4, "training")
+        collected = given.rows(examples)
+        rollouts, batch = collected.rollouts, collected.batch
+    else:
+        rewards = [float(row % 2) for row in range(len(rollouts))]
+        outcomes = [Outcome(reward, columns=dict.fromkeys(VERDICT_COLUMNS, reward)) for reward in rewards]
+        examples = [Example(str(prompt), "") for prompt in rollouts.prompt.tolist()]
+        batch = first_batch(rollouts, outcomes, examples, parts.recipe.needs)
     assert batch is not None
-    recorder = GradientRecorder(parts.recipe, parts.actors, tokens_per_pass=tokens_per_pass, lr=parts.actors.learner.lr)
+    recorder = GradientRecorder(
+        parts.recipe, parts.actors, tokens_per_pass=tokens_per_pass, lr=parts.actors.learner.lr
+    )
     return recorder.gradient(rollouts, batch, ("self-check",))
 
 

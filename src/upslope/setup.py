@@ -15,7 +15,9 @@ from upslope.batch import COLUMNS
 from upslope.collect import SAMPLED_COLUMNS
 from upslope.config import Config
 from upslope.errors import UsageError
+from upslope.given import GIVEN_COLUMNS
 from upslope.learner import Learner
+from upslope.parts.data import FromData
 from upslope.parts.sampling import Curriculum
 from upslope.recipe import Part, Recipe
 from upslope.registry import make
@@ -62,25 +64,35 @@ def open_parts(config: Config, *, recipe: Recipe | None, task: Any, policy: Any,
                 f"'{recipe.name}' has no part for {stage}, which training needs. Add e.g. {DEFAULT_PARTS[stage]}."
             )
     check_columns(recipe)
-    task = task or _open_task(config)
+    data = _open_completions(config, recipe, task)
+    task = (task if data is not task else None) or _open_task(config, data)
     try:
         actors, fingerprint = _open_actors(config, recipe, policy, weights)
         max_tokens = config.max_tokens or getattr(task, "max_tokens", None) or DEFAULT_MAX_TOKENS
-        limit = actors.policy.context_length - max_tokens
-        if limit < 1:
-            raise UsageError(
-                f"max_tokens={max_tokens} leaves no room for a prompt in the model's context of "
-                f"{actors.policy.context_length} tokens. Set max_tokens below that."
-            )
-        train = task.examples("train")
+        limit = _limit(actors.policy, max_tokens if data is None else config.max_tokens or 1)
+        train = (data or task).examples("train")
         fitting(train, actors.policy.encode, limit, 1, "training")
-        held_out, long = fitting(task.examples("eval"), actors.policy.encode, limit, config.eval.prompts, "held-out")
+        eval_limit = limit if task is data else _limit(actors.policy, max_tokens)
+        held_out, long = fitting(
+            task.examples("eval"), actors.policy.encode, eval_limit, config.eval.prompts, "held-out"
+        )
         if long:
-            logger.warning("%d held-out prompts are longer than %d tokens and are passed over.", long, limit)
+            logger.warning("%d held-out prompts are longer than %d tokens and are passed over.", long, eval_limit)
         return Parts(recipe, task, train, held_out, actors, LocalEngine(actors.policy), max_tokens, limit, fingerprint)
     except BaseException:
         task.close()
         raise
+
+
+def _limit(policy: Any, max_tokens: int) -> int:
+    """Tokens that a prompt may have beside `max_tokens` of a completion."""
+    limit: int = policy.context_length - max_tokens
+    if limit < 1:
+        raise UsageError(
+            f"max_tokens={max_tokens} leaves no room for a prompt in the model's context of "
+            f"{policy.context_length} tokens. Set max_tokens below that."
+        )
+    return limit
 
 
 def check_columns(recipe: Recipe) -> None:
@@ -89,17 +101,20 @@ def check_columns(recipe: Recipe) -> None:
     A curriculum that tells something of the prompts may make any.
     """
     parts = [part for _, part in recipe.stages()]
-    made = SAMPLED_COLUMNS | SCORED_COLUMNS | MODEL_COLUMNS | VERDICT_COLUMNS | recipe.observes().keys()
+    sampled = not isinstance(recipe.rollout, FromData)
+    made = SAMPLED_COLUMNS if sampled else GIVEN_COLUMNS
+    made = made | SCORED_COLUMNS | MODEL_COLUMNS | recipe.observes().keys() | (VERDICT_COLUMNS if sampled else set())
     made = made.union(*(part.needs for part in parts if isinstance(part, Measures)))
     if recipe.critic is not None:
         made |= {"old_value"}
     if any(type(part).alter_prompt is not Part.alter_prompt for part in parts):
         made |= {"masked_logp"}
     absent = sorted(recipe.needs - made)
-    if absent and type(recipe.curriculum).track is Curriculum.track:
+    if absent and not (sampled and type(recipe.curriculum).track is not Curriculum.track):
         listed = ", ".join(f"'{name}'{_meaning(name)}" for name in absent)
+        source = "sampling" if sampled else "the data"
         raise UsageError(
-            f"'{recipe.name}' reads {listed}, and neither sampling, nor the policy, nor the verifier makes "
+            f"'{recipe.name}' reads {listed}, and neither {source}, nor the policy, nor the verifier makes "
             f"{'that column' if len(absent) == 1 else 'those columns'}. It cannot be trained here; call the recipe on a Batch "
             f"that has {'it' if len(absent) == 1 else 'them'}."
         )
@@ -126,14 +141,40 @@ def task_facts(parts: Parts) -> dict[str, Any]:
     }
 
 
-def _open_task(config: Config) -> Any:
+def _open_completions(config: Config, recipe: Recipe, task: Any) -> Any:
+    """The data of a recipe that learns from given completions; None for one that samples them."""
+    if not isinstance(recipe.rollout, FromData):
+        return None
+    if getattr(task, "kind", None) == recipe.rollout.kind:
+        return task
+    if config.data is None:
+        raise UsageError(
+            f"'{recipe.name}' learns from {recipe.rollout.kind} that a file gives, and samples nothing: give --data FILE. A --task "
+            "beside it is what the run is evaluated on."
+        )
+    if config.reward is not None:
+        raise UsageError(
+            f"'{recipe.name}' learns from completions that the data gives, so --reward would not be read. Leave it out."
+        )
+    from upslope.tasks.completions import open_completions
+
+    settings = dict(config.task_settings) if config.task is None else {}
+    return open_completions(config.data, recipe.rollout.kind, settings)
+
+
+def _open_task(config: Config, data: Any) -> Any:
+    """What the run is evaluated on, and trained on unless `data` is given: the named task, the file, or `data` itself."""
     from upslope.tasks.base import open_task
 
+    if data is not None and config.task is None:
+        return data
     if config.task is None and config.data is None:
         raise UsageError("no task: give --task NAME (`upslope tasks` lists them) or --data FILE.")
+    if data is None and config.task is not None and config.data is not None:
+        raise UsageError(f"both task '{config.task}' and data '{config.data}' are given; a run trains on one of them.")
     return open_task(
         config.task,
-        data=config.data,
+        data=config.data if data is None else None,
         reward=config.reward,
         settings=dict(config.task_settings),
         seed=config.seed,
@@ -165,7 +206,9 @@ def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | No
     actor = initial
     if weights is not None and lora is None:
         actor = LanguagePolicy.load(str(weights), **options)
-    reference = None
+    reference = teacher = None
+    if "teacher_logp" in recipe.needs:
+        teacher = _open_teacher(config, recipe, actor, options)
     if "ref_logp" in recipe.needs:
         reference = reference_of(actor) if actor is initial else FrozenScorer(initial, copy=False)
     size = sum(parameter.numel() for parameter in actor.model.parameters())
@@ -174,7 +217,7 @@ def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | No
         lr = 1e-4 if size < 20e6 else 1e-5 if lora else 1e-6
     per_step = recipe.update.minibatches * recipe.update.epochs  # type: ignore[union-attr]
     learner = Learner(actor.parameters(), lr, config.optimizer, config.steps * per_step)
-    actors = Actors(actor, learner, reference)
+    actors = Actors(actor, learner, reference, teacher=teacher)
     if recipe.critic is not None:
         from upslope.policies.critic import LanguageCritic
 
@@ -186,6 +229,24 @@ def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | No
             config.steps * per_step,
         )
     return actors, fingerprint
+
+
+def _open_teacher(config: Config, recipe: Recipe, policy: Any, options: dict[str, Any]) -> Any:
+    """The frozen teacher, whose tokens must be the policy's."""
+    from upslope.policies.language import LanguagePolicy
+    from upslope.policies.scorer import FrozenScorer
+
+    if config.teacher is None:
+        raise UsageError(f"'{recipe.name}' learns from a teacher: give --teacher MODEL, a folder or a hub id.")
+    teacher = LanguagePolicy.load(config.teacher, **options)
+    theirs, ours = teacher.tokenizer.get_vocab(), policy.tokenizer.get_vocab()
+    if theirs != ours:
+        differing = sorted(word for word in theirs.keys() | ours.keys() if theirs.get(word) != ours.get(word))
+        raise UsageError(
+            f"the teacher {config.teacher} has another vocabulary than the model {config.model}: {len(differing)} words differ, "
+            f"e.g. {differing[0]!r}. Its log-probs of the model's tokens mean nothing; take a teacher of the same family."
+        )
+    return FrozenScorer(teacher, copy=False)
 
 
 def _seed(seed: int) -> None:

@@ -58,6 +58,7 @@ def batch_of(
         "stratum": torch.randint(0, 2, (rows,), generator=generator),
         "expected_reward": 0.25 + 0.5 * (group % 2).double(),
         "hidden": normal(*mask.shape, 4),
+        "label": reward.clamp(0, 1),
         "mean": torch.stack([logp.sin(), logp.cos()], -1),
         "old_mean": torch.stack([logp.sin() + 0.1, logp.cos() + 0.1 * logp], -1),
         "ref_mean": torch.stack([logp.sin() - 0.1, logp.cos()], -1),
@@ -66,6 +67,7 @@ def batch_of(
         "grad_norm_squared": ((1 - logp.exp()) ** 2 * mask).sum(1),
         "predicted_gain": -0.01 * logp,
         "predicted_shift": 1e-4 * logp**2,
+        "teacher_logp": logp + 0.3 * normal(*mask.shape),
     }
     made = {**made, **columns}
     rest = normal(*mask.shape, VOCABULARY)

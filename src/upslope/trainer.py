@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from upslope.collect import Collector, Event, PromptStream
 from upslope.config import FREE_ON_RESUME, Config, config_from
 from upslope.errors import UsageError
 from upslope.evaluate import Evaluation, evaluate
+from upslope.given import evaluate_given
+from upslope.loop import open_loop
+from upslope.outcomes import Event
 from upslope.recipe import Recipe, State
 from upslope.resets import reference_weights, reset_reference, restore_reference
 from upslope.rollout import Sampling
@@ -19,7 +21,6 @@ from upslope.runs.folder import RunFolder
 from upslope.runs.signals import GracefulStop
 from upslope.runs.state import rng_state, set_rng_state
 from upslope.setup import Parts, open_parts, task_facts
-from upslope.update import Updater
 
 OnRow = Callable[[int, dict[str, Any]], None]
 
@@ -76,7 +77,7 @@ class Trainer:
                 self.folder.abandon()
             self.close()
             raise
-        self._open_loop()
+        self.collector, self.updater = open_loop(self.config, self.parts)
 
     def train(self) -> "Trainer":
         """Evaluates, trains to `steps`, evaluates, saves. SIGINT and SIGTERM finish the step, save and return.
@@ -113,8 +114,10 @@ class Trainer:
         return self
 
     def evaluate(self) -> Evaluation:
-        """pass@k on the held-out prompts with the current weights."""
+        """pass@k on the held-out prompts with the current weights; without a judge, the loss of their given completions."""
         config, parts = self.config, self.parts
+        if parts.task.judge is None:
+            return evaluate_given(self.collector, self.updater, parts.eval_examples, self._states, config.seed)
         return evaluate(
             engine=parts.engine,
             judge=parts.task.judge,
@@ -139,37 +142,14 @@ class Trainer:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _open_loop(self) -> None:
-        """Who collects and who learns."""
-        config, parts = self.config, self.parts
-        recompute = config.old_logp == "recompute" or (
-            config.old_logp == "auto" and parts.actors.policy.dtype != torch.float32
-        )
-        replays = parts.recipe.rollout.replay > 0  # type: ignore[union-attr]
-        self.updater = Updater(
-            parts.recipe,
-            parts.actors,
-            tokens_per_pass=config.tokens_per_pass,
-            recompute_old_logp=recompute and not replays,  # an older policy's log-probs cannot be computed again
-        )
-        self.collector = Collector(
-            engine=parts.engine,
-            judge=parts.task.judge,
-            encode=parts.actors.policy.encode,
-            stream=PromptStream(parts.train_examples, config.seed),
-            recipe=parts.recipe,
-            limit=parts.prompt_limit,
-            tokens_per_pass=config.tokens_per_pass,
-            rescore=recompute and replays,
-        )
-
     def _sampling(self) -> Sampling:
         c, temperature = self.config, self.parts.recipe.rollout.temperature  # type: ignore[union-attr]
         return Sampling(self.parts.max_tokens, temperature, c.top_p, c.top_k, c.stop)
 
     def _train_step(self, step: int) -> dict[str, Any]:
         config, actors = self.config, self.parts.actors
-        self.parts.task.judge.step = step
+        if self.parts.task.judge is not None:
+            self.parts.task.judge.step = step
         self._prepare_step(step)
         collected, self._cursor = self.collector.collect(
             self._cursor, prompts=config.prompts_per_step, sampling=self._sampling(), key=(config.seed, step)
@@ -193,7 +173,7 @@ class Trainer:
             )
             result, self._states = self.updater.update(collected.rollouts, batch, self._states, (config.seed, step))
             row |= result.metrics
-            if collected.replayed:  # what the policy has moved since then is no gap between sampler and trainer
+            if not collected.sampled:  # there is no sampler, or one that has moved since: no gap to the trainer
                 row = {name: value for name, value in row.items() if not name.startswith("sampler_gap/")}
             row["time/update"] = time.perf_counter() - started
             row["tokens_per_second"] = row["tokens"] / (row["time/rollout"] + row["time/reward"] + row["time/update"])
@@ -248,7 +228,7 @@ class Trainer:
             found.examples,
             found.outcomes,
             found.rollouts,
-            range(0, len(found.examples), self.config.eval.samples),
+            range(0, len(found.examples), self.config.eval.samples if self.parts.task.judge else 1),
         )
         return dict(found.metrics)
 

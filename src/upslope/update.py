@@ -17,7 +17,7 @@ from upslope.rollout import Rollouts
 MODEL_COLUMNS = frozenset({"logp", "entropy", "hidden", "log_distribution"})
 """Columns that the policy computes, with gradient, for every micro-batch."""
 
-SCORED_COLUMNS = frozenset({"ref_logp", "anchor_logp", "grad_norm_squared"})
+SCORED_COLUMNS = frozenset({"ref_logp", "teacher_logp", "anchor_logp", "grad_norm_squared"})
 """Columns without gradient that `Updater` adds for any recipe that reads them."""
 
 
@@ -39,13 +39,14 @@ class Measures(Protocol):
 
 @dataclass
 class Actors:
-    """Who scores tokens in a run: the policy, the frozen reference and the critic (None where the recipe reads neither)."""
+    """Who scores tokens in a run: the policy, the frozen reference, the teacher and the critic (None where nothing reads them)."""
 
     policy: Any
     learner: Learner
     reference: Any = None
     critic: Any = None
     critic_learner: Learner | None = None
+    teacher: Any = None
 
 
 @dataclass
@@ -111,6 +112,22 @@ class Updater:
             result.metrics["sampler_gap/max"] = max(largest for _, largest, _ in gap)
         return result, states
 
+    @torch.no_grad()
+    def measure(self, rollouts: Rollouts, batch: Batch, states: State, key: tuple[object, ...]) -> dict[str, float]:
+        """The recipe's loss and statistics on these rows, all in one mini-batch, without learning from them."""
+        prepared, states = self.recipe.credit(self._score(rollouts, batch, key), states)
+        device = self.policy.device
+        prepared = prepared.replace(**{name: column.to(device) for name, column in _columns(prepared).items()})
+        mini, totals = _MiniBatch(self.recipe, prepared, rollouts, states), dict[str, float]()
+        size, groups = self.tokens_per_pass, self.recipe.keep_groups
+        plan = list(self.policy.plan(rollouts, tokens_per_pass=size, keep_groups=groups))
+        self._control(mini, plan)
+        for rows in plan:
+            _, stats = self.recipe.loss(mini.batch.select(rows).replace(**self._current(mini, rows)))
+            for name, value in stats.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return totals
+
     def _score(self, rollouts: Rollouts, batch: Batch, key: tuple[object, ...]) -> Batch:
         """The columns without gradient that the recipe reads: reference, recomputed old_logp, critic, altered prompts."""
         recipe, policy = self.recipe, self.actors.policy
@@ -118,6 +135,8 @@ class Updater:
         with torch.no_grad():
             if "ref_logp" in needs:
                 made["ref_logp"] = self._in_passes(rollouts, _columns_of(self.actors.reference, rollouts, "logp"))
+            if "teacher_logp" in needs:
+                made["teacher_logp"] = self._in_passes(rollouts, _columns_of(self.actors.teacher, rollouts, "logp"))
             if self.recompute and "old_logp" in needs:
                 made["old_logp"] = made["logp"] = self._in_passes(rollouts, _columns_of(policy, rollouts, "logp"))
             if "anchor_logp" in needs:
@@ -183,15 +202,20 @@ class Updater:
             return StepResult(stats={"rows/trained": 0.0}, grad_norm=0.0)
         some = mini if kept.all() else mini.select(kept.nonzero().squeeze(1))
         plan, halves = self._plan(some, mini.batch, kept)
-        if recipe.control and len(plan) > 1:
-            with torch.no_grad():
-                passes = [self._controlled_by(some, rows, self._current(some, rows)) for rows in plan]
-            back = torch.cat(plan).argsort()
-            some.control({name: torch.cat([columns[name] for columns in passes])[back] for name in passes[0]})
+        if len(plan) > 1:
+            self._control(some, plan)
         result = self.actors.learner.step([self._micro_batch(some, part, gap) for part in plan], halves)
         mini.states = some.states
         result.stats["rows/trained"] = float(kept.sum())
         return result
+
+    @torch.no_grad()
+    def _control(self, mini: "_MiniBatch", plan: Sequence[Tensor]) -> None:
+        """The recipe's controls, on the columns of all rows, in passes of their own."""
+        if self.recipe.control:
+            passes = [self._controlled_by(mini, rows, self._current(mini, rows)) for rows in plan]
+            back = torch.cat(list(plan)).argsort()
+            mini.control({name: torch.cat([columns[name] for columns in passes])[back] for name in passes[0]})
 
     def _plan(self, some: "_MiniBatch", whole: Batch, kept: Tensor) -> tuple[list[Tensor], Halves | None]:
         """Micro-batches of the kept rows; in two halves by group where the update part asks for the gradients of both.

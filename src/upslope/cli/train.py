@@ -20,6 +20,7 @@ def command(
     model: str | None = None,
     data: str | None = None,
     reward: str | None = None,
+    teacher: str | None = None,
     steps: int | None = None,
     seed: int | None = None,
     out: Path | None = None,
@@ -33,14 +34,17 @@ def command(
       upslope train grpo --task chain_sum
       upslope train dr_grpo --data questions.jsonl --reward my_reward.py:score --model ./my-model
       upslope train grpo --task chain_sum --set ratio_high=1.28 --set optimizer.lr=3e-4
+      upslope train dpo --data pairs.jsonl --task chain_sum
       upslope train grpo --out runs/first --resume
 
     Args:
         method: a name that `upslope methods` lists, `grpo@trl` for a system's preset, or the path of a method's file.
-        task: a name that `upslope tasks` lists.
+        task: a name that `upslope tasks` lists; with a method that learns from --data, what it is evaluated on.
         model: tiny (the embedded model), a Hugging Face folder, or a hub id.
-        data: JSONL, JSON, CSV or Parquet, or a datasets folder, with the columns of TRL, verl, OpenRLHF or question/answer.
+        data: JSONL, JSON, CSV or Parquet, or a datasets folder, with the columns of TRL, verl, OpenRLHF or question/answer; pairs,
+            labelled completions or demonstrations for methods that learn from them.
         reward: FILE.py:FUNCTION, math, exact or regex:PATTERN; sums as `a.py:f*0.5+exact*1.0`.
+        teacher: a model as for --model, for methods that distill.
         steps: optimizer steps' worth of rollouts to train for.
         seed: seed of prompts, sampling and initial adapters.
         out: the run's folder; a new one under runs/ where not given.
@@ -48,7 +52,15 @@ def command(
         config: YAML with settings, as a run's config.yaml.
         set: path=value, for any setting of the run (optimizer.lr=1e-4) or of the method (ratio_high=1.28); repeatable.
     """
-    given = {"task": task, "model": model, "data": data, "reward": reward, "steps": steps, "seed": seed}
+    given = {
+        "task": task,
+        "model": model,
+        "data": data,
+        "reward": reward,
+        "teacher": teacher,
+        "steps": steps,
+        "seed": seed,
+    }
     resolved = resolve(method, given, set, config=config, out=out, resume=resume)
     folder = out or _new_folder(resolved)
     return train(resolved, folder, resume)

@@ -115,3 +115,15 @@ class RowMean(Part):
     def __call__(self, batch: Batch) -> Tensor:
         share = batch.trained.to(batch.dtype) / batch.trained.sum()
         return share * batch.length if self.by_length else share
+
+
+@dataclass(frozen=True)
+class GroupSum(Part):
+    """Sum over a group's sequences, then the mean over the groups that have a trained token. [R]"""
+
+    formula: ClassVar[str] = "mean over groups of the sum over sequences"
+    level: ClassVar[Literal["token", "sequence"]] = "sequence"
+    needs: ClassVar[frozenset[str]] = frozenset({"group"})
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return batch.trained.to(batch.dtype) / len(batch.group[batch.trained].unique())

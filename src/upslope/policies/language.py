@@ -149,6 +149,12 @@ class LanguagePolicy:
         """Token ids of a prompt: messages through the tokenizer's chat template, a string as it is."""
         return loading.encode(self.tokenizer, prompt)
 
+    def encode_completion(
+        self, prompt: str | Sequence[Message], completion: str | Sequence[Message]
+    ) -> tuple[list[int], str]:
+        """Token ids of a given completion of a prompt, with its end token, and its text. Raises UsageError as `encode`."""
+        return loading.encode_completion(self.tokenizer, prompt, completion)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -220,6 +220,33 @@ def encode(tokenizer: Any, prompt: str | Sequence[Message]) -> list[int]:
     return ids
 
 
+def encode_completion(
+    tokenizer: Any, prompt: str | Sequence[Message], completion: str | Sequence[Message]
+) -> tuple[list[int], str]:
+    """Token ids of what follows a prompt, its end token included, and its text.
+
+    A text is tokenized on its own, as a sampled one would stand there. Messages are what the chat template adds to the prompt.
+
+    Raises:
+        UsageError: messages, and the chat template does not begin with what it makes of the prompt alone.
+    """
+    if isinstance(completion, str):
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return tokenizer(completion, add_special_tokens=False)["input_ids"] + end, completion
+    before = encode(tokenizer, prompt)
+    messages = [dict(message) for message in (*prompt, *completion)]  # type: ignore[arg-type]
+    whole: list[int] = tokenizer.apply_chat_template(messages, return_dict=False)
+    text = "\n".join(message["content"] for message in completion)
+    if whole[: len(before)] == before:
+        return whole[len(before) :], text
+    if len(completion) == 1:  # a template that, say, opens a thinking block for the prompt alone
+        return encode_completion(tokenizer, prompt, text)
+    raise UsageError(
+        "this tokenizer's chat template writes the prompt differently once an answer follows, so completions of several "
+        f"messages cannot be told from it: {text[:60]!r}. Give completions as one text."
+    )
+
+
 def copy_parameters(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], expected: set[str]) -> None:
     """Copy `state` into the parameters of the same names, which must be just the expected ones.
 

@@ -44,7 +44,9 @@ class LeaveOutCovariant(Part):
     cov_high: float = 5.0
     ratio_low: float = 0.0
     ratio_high: float = 2.0
-    formula: ClassVar[str] = "w = 0 for a random {share} of the tokens, of those with {cov_low} < cov < {cov_high} inside the clip"
+    formula: ClassVar[str] = (
+        "w = 0 for a random {share} of the tokens, of those with {cov_low} < cov < {cov_high} inside the clip"
+    )
     stateful: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "old_logp", "trajectory"})
     makes: ClassVar[frozenset[str]] = frozenset({"weight", "ratio_low", "ratio_high", "covariance", "selected"})

@@ -30,7 +30,7 @@ from torch import Tensor
 from upslope.batch import Batch
 from upslope.errors import UsageError
 from upslope.methods.rlvr.grpo import grpo
-from upslope.parts.aggregate import TokenMean
+from upslope.parts.aggregate import GroupSum, TokenMean
 from upslope.parts.sampling import Update
 from upslope.parts.surrogate import token_ratio
 from upslope.recipe import Part, Recipe, Stats, Term
@@ -129,18 +129,6 @@ class MultipliedKL(Part):
         return {"constraint/kl": batch.old_logp - batch.logp, "constraint/multiplier": batch.kl_multiplier}
 
 
-@dataclass(frozen=True)
-class PromptMean(Part):
-    """Sum over a prompt's sequences, then the mean over prompts that have any. [R]"""
-
-    formula: ClassVar[str] = "mean over prompts of the sum over sequences"
-    level: ClassVar[Literal["token", "sequence"]] = "sequence"
-    needs: ClassVar[frozenset[str]] = frozenset({"group"})
-
-    def __call__(self, batch: Batch) -> Tensor:
-        return batch.trained.to(batch.dtype) / len(batch.group[batch.trained].unique())
-
-
 @method(
     paper="2505.12366",
     title="DisCO: Reinforcing Large Reasoning Models with Discriminative Constrained Optimization",
@@ -152,7 +140,7 @@ def disco() -> Recipe:
         control=KLHinge(beta=1e3, delta=1e-4),
         surrogate=DiscriminativeScore(score="log_likelihood", tau=10.0),
         regularizer=None,
-        aggregate=PromptMean(),
+        aggregate=GroupSum(),
         terms=(Term(MultipliedKL(), TokenMean()),),
         update=Update(minibatches=4),
     )

@@ -1,0 +1,34 @@
+"""DPO: the policy itself as reward model, fitted to preference pairs by a logistic loss.
+
+    s     sum over the completion's tokens of logp - ref_logp                       [R]
+    z     beta * (s of the preferred completion - s of the other)                   [pairs]
+    loss  mean over pairs of log(1 + exp(-z))
+
+Limits:  at the reference every pair costs log 2. With the labels of a Bradley-Terry model with reward r and pairs of full
+    support, the optimum is ref * exp(r / beta) / Z, the optimum of J - beta KL(policy || ref).
+Expects:  data with prompt, chosen, rejected, of which both completions are likely under the reference: it is trained on chosen
+    first. Both completions of a prompt are one tree, so the prompt is computed once. pairs="reward" with a rollout that
+    samples makes it online: completions of the policy, paired by the task's verifier.
+Source:  Rafailov et al. 2023 (arXiv:2305.18290), eq. 7; trainers.py of the authors. beta 0.1, AdamW or RMSprop at 5e-7.
+Deviations:  none known. The length of a completion is not divided out.
+Not this:  simpo has no reference and divides by the length; ipo has a squared loss. The probability of the preferred completion
+    may fall: only the difference is trained.
+"""
+
+from upslope.parts.aggregate import GroupSum
+from upslope.parts.data import FromData
+from upslope.parts.preference import PreferenceLoss
+from upslope.parts.sampling import Uniform, Update
+from upslope.recipe import Recipe
+from upslope.registry import method
+
+
+@method(paper="2305.18290", title="Direct Preference Optimization: Your Language Model is Secretly a Reward Model")
+def dpo() -> Recipe:
+    return Recipe(
+        curriculum=Uniform(),
+        rollout=FromData(kind="pairs"),
+        surrogate=PreferenceLoss(beta=0.1),
+        aggregate=GroupSum(),
+        update=Update(),
+    )
