@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from upslope.batch import Batch
-from upslope.collect import Collected, first_batch, seeded
+from upslope.collect import Collected, first_batch, seeded, with_columns
 from upslope.config import OptimizerConfig
 from upslope.gradient import GradientRecorder
 from upslope.learner import Learner
@@ -200,7 +200,8 @@ def _gradients(
 
 def _kept(recipe: Recipe, part: Collected) -> tuple[Rollouts, Batch | None]:
     """The rollouts of groups that the recipe's curriculum keeps, and their batch."""
-    batch = first_batch(part.rollouts, part.outcomes, part.examples, recipe.needs)
+    outcomes = with_columns(part.outcomes, recipe.needs)
+    batch = first_batch(part.rollouts, outcomes, part.examples, recipe.needs)
     if batch is None or recipe.curriculum is None:
         return part.rollouts, batch
     kept = recipe.curriculum.keep(batch)[batch.group].nonzero().squeeze(1)  # type: ignore[attr-defined]
@@ -208,7 +209,7 @@ def _kept(recipe: Recipe, part: Collected) -> tuple[Rollouts, Batch | None]:
         return part.rollouts, None
     rows = kept.tolist()
     rollouts = part.rollouts.select(kept)
-    outcomes, examples = [part.outcomes[row] for row in rows], [part.examples[row] for row in rows]
+    outcomes, examples = [outcomes[row] for row in rows], [part.examples[row] for row in rows]
     return rollouts, first_batch(rollouts, outcomes, examples, recipe.needs)
 
 

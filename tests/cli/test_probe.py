@@ -35,6 +35,8 @@ def test_table_and_json(here, toy, capsys):
         ("probe grpo", "no task"),
         ("probe grpoo --task chain_sum", "grpo"),
         ("probe grpo:nothing=3 --task chain_sum", "nothing"),
+        ("probe grpo dpo --task chain_sum", "'dpo' learns from pairs that a file gives"),
+        ("probe grpo_guard --task chain_sum", "'grpo_guard' reads"),
     ],
 )
 def test_wrong_usage(here, toy, capsys, line, says):

@@ -61,7 +61,7 @@ def command(
     configs: list[Config] = []
     for job in plan_jobs(methods, 1, Path("probe")):
         config = resolve(job.method, given, (*sizes[:2], *set, *job.overrides), config=None, out=None, resume=False)
-        recipes.append((job.label, make(job.method, **config.settings)))
+        recipes.append((job.label, _sampling(make(job.method, **config.settings))))
         configs.append(config)
     use_threads(configs[0].threads)
     results = _measure(configs[0], recipes, batches, group_size, quiet=as_json)
@@ -71,6 +71,19 @@ def command(
         return
     for line in table(results):
         print(line)
+
+
+def _sampling(recipe: "Recipe") -> "Recipe":
+    """The recipe, if it can learn from the sampled rollouts of a task."""
+    from upslope.parts.data import FromData
+    from upslope.setup import check_columns
+
+    if isinstance(recipe.rollout, FromData):
+        raise UsageError(
+            f"probe: '{recipe.name}' learns from {recipe.rollout.kind} that a file gives; probe compares methods that sample."
+        )
+    check_columns(recipe)
+    return recipe
 
 
 def _check(methods: tuple[str, ...], batches: int, prompts: int, group_size: int) -> None:
