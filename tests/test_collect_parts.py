@@ -126,6 +126,17 @@ def test_the_judge_knows_the_reference_best(policy):
     assert one.rollouts.text[1] == f"x{one.examples[1].key}"
 
 
+def test_a_column_of_the_data_may_hold_the_reference(policy):
+    made = collector(policy, make("grpo", group_size=2, reference_rows=1, reference_column="solution"))
+    made.judge.reference = lambda example: "the judge's"
+    made.prompts.stream = PromptStream([Example("k0", "p0", {"answer": 1, "solution": "so 1"})], 0)
+    (one,), _ = steps(made, 1, prompts=1)
+    assert one.rollouts.text[1] == "so 1"
+    made.prompts.stream = PromptStream([Example("k0", "p0", {"answer": 1})], 0)
+    with pytest.raises(UsageError, match=r"'k0' has none; it has: answer. Give the data a column 'solution'"):
+        steps(made, 1, prompts=1)
+
+
 def test_a_task_without_reference_is_named(policy):
     made = collector(policy, make("grpo", group_size=2, reference_rows=1))
     made.prompts.stream = PromptStream([Example("k0", "p0", {"question": "?"})], 0)

@@ -163,7 +163,8 @@ class Collector:
         rollouts = self.engine.generate(ids, [count] * len(examples), sampling, generator, self.observe)
         source = torch.zeros(len(rollouts), dtype=torch.int64)
         if references:
-            tokenizer, texts = self.engine.policy.tokenizer, [reference_text(self.judge, e) for e in examples]
+            tokenizer, column = self.engine.policy.tokenizer, self.recipe.rollout.reference_column  # type: ignore[union-attr]
+            texts = [reference_text(self.judge, example, column) for example in examples]
             given = reference_rollouts(tokenizer, ids, texts, references, sampling.max_tokens)
             given = self._scored(given)
             rollouts = Rollouts.side_by_side(rollouts, replace(given, behavior_logp=given.logp))

@@ -9,15 +9,19 @@ from upslope.errors import UsageError
 from upslope.rollout import Example, Finish, Rollouts
 
 
-def reference_text(judge: Any, example: Example) -> str:
-    """The reference answer of an example, by the task's judge, or else its column `answer`. Raises UsageError without one."""
-    find = getattr(judge, "reference", None)
+def reference_text(judge: Any, example: Example, column: str = "") -> str:
+    """The reference answer of an example: its `column`, or with "" the task's judge's, or else its column `answer`.
+
+    Raises UsageError without one.
+    """
+    find = getattr(judge, "reference", None) if not column else None
     value = find(example) if find is not None else None
-    value = example.data.get("answer") if value is None else value
+    value = example.data.get(column or "answer") if value is None else value
     if value is None:
+        remedy = f"a column '{column}'" if column else "an answer, name a column (rollout.reference_column)"
         raise UsageError(
             f"the method puts the reference answer among the completions (rollout.reference_rows), but '{example.key}' has none; "
-            f"it has: {', '.join(example.data) or 'nothing'}. Give the data an answer, or set reference_rows=0."
+            f"it has: {', '.join(example.data) or 'nothing'}. Give the data {remedy}, or set reference_rows=0."
         )
     return str(value)
 

@@ -22,6 +22,7 @@ class Sample(Part):
     """`group_size` completions per prompt, at `temperature`, drawn from the current policy.
 
     reference_rows   that many of them are the task's reference answer instead, log-probs by the policy (source "teacher")
+    reference_column   the data's column that holds it, such as a solution; "": what the task gives, or the column answer
     replay           chance that a step uses the rollouts of an earlier one in place of new ones, rewards and log-probs as they
                      were then (source "replay"); the step samples where there are none to use
     replay_window    how many steps old they may be
@@ -30,6 +31,7 @@ class Sample(Part):
     group_size: int = 8
     temperature: float = 1.0
     reference_rows: int = 0
+    reference_column: str = ""
     replay: float = 0.0
     replay_window: int = 2
 

@@ -27,6 +27,30 @@ class PolicyGradient(Part):
 
 
 @dataclass(frozen=True)
+class ImportanceRatio(Part):
+    """-A r per token, r = exp(logp - old_logp) without a clip; the exponent is kept within +-20."""
+
+    formula: ClassVar[str] = "-A r"
+    needs: ClassVar[frozenset[str]] = frozenset({"advantage", "old_logp"})
+    vanishes_without_advantage: ClassVar[bool] = True
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return -batch.advantage * token_ratio(batch)
+
+
+@dataclass(frozen=True)
+class EntropyLoss(Part):
+    """-coefficient times the entropy of the next-token distribution, per token, with gradient."""
+
+    coefficient: float = 0.001
+    formula: ClassVar[str] = "-{coefficient} entropy"
+    needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return -self.coefficient * batch.entropy
+
+
+@dataclass(frozen=True)
 class ClippedRatio(Part):
     """PPO's pessimistic clip per token: max(-A r, -A clip(r, ratio_low, ratio_high)), r = exp(logp - old_logp).
 

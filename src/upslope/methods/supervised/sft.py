@@ -11,27 +11,12 @@ Deviations:  none.
 Not this:  a mean over completions of their means, aggregate=SequenceMean(), in which tokens of short ones weigh more.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
-
-from upslope.batch import Batch
 from upslope.parts.aggregate import TokenMean
 from upslope.parts.data import FromData
+from upslope.parts.likelihood import NegativeLogLikelihood
 from upslope.parts.sampling import Uniform, Update
-from upslope.recipe import Part, Recipe
+from upslope.recipe import Recipe
 from upslope.registry import method
-
-
-@dataclass(frozen=True)
-class NegativeLogLikelihood(Part):
-    """-logp per token [R, T]."""
-
-    formula: ClassVar[str] = "-logp"
-
-    def __call__(self, batch: Batch) -> Tensor:
-        return -batch.logp
 
 
 @method(paper="", title="Supervised fine-tuning by maximum likelihood")
