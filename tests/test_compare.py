@@ -7,7 +7,18 @@ import pytest
 
 from upslope import UsageError
 from upslope.cli.compare import table
-from upslope.compare import METRIC, area, check_jobs, final, finished, parse_entry, plan_jobs, run_jobs, summarize
+from upslope.compare import (
+    METRIC,
+    area,
+    check_jobs,
+    final,
+    finished,
+    metric_of,
+    parse_entry,
+    plan_jobs,
+    run_jobs,
+    summarize,
+)
 from upslope.config import config_from
 from upslope.runs.config import write_config
 from upslope.runs.statistics import bootstrap, interquartile_mean, paired_difference
@@ -120,3 +131,24 @@ def test_runs_of_other_settings_are_refused(jobs):
 def test_wrong_plans(tmp_path, entries, seeds, message):
     with pytest.raises(UsageError, match=message):
         plan_jobs(entries, seeds, tmp_path)
+
+
+def test_runs_on_given_completions_have_a_metric_of_their_own(jobs, tmp_path):
+    pairs, losses = tmp_path / "pairs", tmp_path / "losses"
+    for folder, accuracy in ((pairs, {"eval/pairs/accuracy": 0.8}), (losses, {})):
+        folder.mkdir()
+        rows = [{"step": step, "eval/loss": 1.5 - step / 20, **accuracy} for step in (0, 20)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert metric_of([jobs[0].folder]) == metric_of([]) == METRIC
+    assert metric_of([pairs, pairs]) == "eval/pairs/accuracy"
+    assert metric_of([pairs, losses]) == "-eval/loss"
+    assert metric_of([pairs, jobs[0].folder]) == METRIC, "nothing that all have: the usual one, not recorded by some"
+    assert final(losses, "-eval/loss") == -0.5
+    assert area(losses, "-eval/loss") == -1.0
+
+
+def test_the_table_warns_of_losses_on_different_scales():
+    found = {"iqm": -1.0, "low": -1.0, "high": -1.0, "seeds": [0]}
+    results = {"metric": "-eval/loss", "steps": 2, "methods": {"sft": found, "sft:lr=1": found}}
+    assert len(table(results)) == 3
+    assert "not on one scale" in table({**results, "methods": {"sft": found, "dft": found}})[-1]

@@ -79,3 +79,28 @@ def test_live_view_draws_the_latest_of_each():
     assert "grpo  step 8/10" in text
     assert "0.250  [0.100, 0.400]" in text
     assert "▁▂▃▄▅▆▇█" in text
+
+
+def test_the_loss_is_told_where_there_is_no_reward(capsys):
+    PlainView(Config(steps=4)).row(
+        4, {"loss": 0.5, "pairs/accuracy": 0.75, "eval/loss": 0.6, "eval/pairs/accuracy": 0.7}
+    )
+    expected = "step 4/4  loss 0.500  pair accuracy 0.750  held-out loss 0.600  held-out pair accuracy 0.700"
+    assert capsys.readouterr().out.strip() == expected
+
+
+def test_live_view_follows_the_loss_of_a_run_without_rewards():
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(record=True, width=100, force_terminal=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with Live(console=console, auto_refresh=False) as live:
+        view = LiveView(Config(method="dpo", steps=10), live)
+        view.row(0, {"eval/loss": 0.69})
+        for step in range(1, 9):
+            view.row(step, {"loss": 1 - step / 10})
+        live.refresh()
+    text = console.export_text()
+    assert "held-out loss  0.690" in text
+    assert "loss so far" in text and "█▇▆▅▄▃▂▁" in text  # noqa: PT018
+    assert "reward" not in text

@@ -1,6 +1,7 @@
 """A run as the command line makes it: its states, its files, and what it says, each thing once."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -129,3 +130,17 @@ def test_wrong_settings_leave_no_folder(session, tmp_path):
     with pytest.raises(UsageError, match="leaves no room for a prompt"):
         session(max_tokens=96)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_given_pairs_tells_of_its_loss_and_its_pairs(toy, tmp_path):
+    rows = [{"prompt": f"p{i}", "chosen": "abc"[: 1 + i % 3], "rejected": "XYZ"[: 1 + i % 2]} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values = {
+        "method": "dpo", "model": toy, "data": str(tmp_path / "pairs.jsonl"), "steps": 30, "max_tokens": 8, "sinks": [],
+        "prompts_per_step": 4, "eval": {"prompts": 16, "every": 0}, "threads": 1, "optimizer": {"lr": 1e-3}, "self_checks": False,
+    }  # fmt: skip
+    summary = run_session(config_from(values), tmp_path / "run", resume=False, view=Notebook())
+    first, second, _ = summary.lines
+    assert first == "finished"
+    assert second.startswith("Held-out loss fell from 0.693 to 0.")
+    assert re.search(r"it orders 1\.00 \[0\.\d\d, 1\.00\] rightly, none by the reference it began as\.$", second)

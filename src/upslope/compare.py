@@ -22,6 +22,8 @@ from upslope.runs.signals import GracefulStop
 from upslope.runs.statistics import Interval, bootstrap, interquartile_mean, paired_difference
 
 METRIC = "eval/pass@1"
+METRICS = (METRIC, "eval/pairs/accuracy", "-eval/loss")
+"""What runs are compared by: the first of these that all of them recorded. "-eval/loss" is the loss, its sign turned."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,19 @@ def _outcome(job: Job, status: int) -> str:
     who = f"{job.label} seed {job.seed}"
     if status == 2:
         raise UsageError(f"{who}: {_last_line(job.folder)}")
-    return f"{who} failed: {_reason(job.folder)}" if status else f"{who}: {METRIC} {final(job.folder, METRIC):.3f}"
+    return f"{who} failed: {_reason(job.folder)}" if status else f"{who}: {_told(job.folder)}"
+
+
+def _told(folder: Path) -> str:
+    metric = metric_of([folder])
+    return f"{metric} {final(folder, metric):.3f}"
+
+
+def metric_of(folders: Sequence[Path]) -> str:
+    """The metric that these runs are compared by: the first of METRICS that all of them recorded."""
+    return next(
+        (metric for metric in METRICS if not any(np.isnan(final(folder, metric)) for folder in folders)), METRIC
+    )
 
 
 def _start(job: Job, options: Sequence[str], threads: int) -> subprocess.Popen:
@@ -154,30 +168,36 @@ def finished(folder: Path, steps: int) -> bool:
 
 def final(folder: Path, metric: str) -> float:
     """The last value of a metric, NaN where there is none."""
-    values = [row[metric] for row in read_metrics(folder / "metrics.jsonl") if row.get(metric) is not None]
-    return float(values[-1]) if values else float("nan")
+    values = [value for _, value in _course(folder, metric)]
+    return values[-1] if values else float("nan")
 
 
 def area(folder: Path, metric: str) -> float:
     """Mean of a metric over the run's evaluations by the trapezoid rule: how early it rises, not only how high."""
-    pairs = [
-        (row["step"], row[metric]) for row in read_metrics(folder / "metrics.jsonl") if row.get(metric) is not None
-    ]
+    pairs = _course(folder, metric)
     if len(pairs) < 2:
         return float("nan")
     steps, values = np.array(pairs, dtype=float).T
     return float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))
 
 
+def _course(folder: Path, metric: str) -> list[tuple[int, float]]:
+    """Steps and values of a metric, with the sign turned where its name begins with "-"."""
+    sign, name = (-1.0, metric[1:]) if metric.startswith("-") else (1.0, metric)
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [(row["step"], sign * float(row[name])) for row in rows if row.get(name) is not None]
+
+
 def summarize(jobs: Sequence[Job], out: Path, task: str, steps: int) -> dict[str, Any]:
     """results.json: interquartile means over seeds with bootstrap intervals, and paired differences from the first entry."""
     labels = list(dict.fromkeys(job.label for job in jobs))
     usable = [job for job in jobs if finished(job.folder, steps)]
+    metric = metric_of([job.folder for job in usable])
     methods: dict[str, Any] = {}
     finals: dict[str, dict[int, float]] = {}
     for label in labels:
         mine = [job for job in usable if job.label == label]
-        finals[label] = {job.seed: final(job.folder, METRIC) for job in mine}
+        finals[label] = {job.seed: final(job.folder, metric) for job in mine}
         if not mine:
             continue
         estimate = bootstrap(np.array(list(finals[label].values())), interquartile_mean)
@@ -185,7 +205,7 @@ def summarize(jobs: Sequence[Job], out: Path, task: str, steps: int) -> dict[str
             **_interval(estimate, "iqm"),
             "final": list(finals[label].values()),
             "area": _interval(
-                bootstrap(np.array([area(job.folder, METRIC) for job in mine]), interquartile_mean), "iqm"
+                bootstrap(np.array([area(job.folder, metric) for job in mine]), interquartile_mean), "iqm"
             ),
             "seeds": [job.seed for job in mine],
             "runs": [str(job.folder.relative_to(out)) for job in mine],
@@ -194,7 +214,7 @@ def summarize(jobs: Sequence[Job], out: Path, task: str, steps: int) -> dict[str
         if label != labels[0] and shared:
             x, y = (np.array([finals[which][seed] for seed in shared]) for which in (label, labels[0]))
             methods[label]["difference"] = {"from": labels[0], **_interval(paired_difference(x, y), "mean")}
-    results = {"task": task, "metric": METRIC, "steps": steps, "methods": methods}
+    results = {"task": task, "metric": metric, "steps": steps, "methods": methods}
     write_atomic(out / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 

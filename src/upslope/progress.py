@@ -11,7 +11,11 @@ from upslope.config import Config
 
 SHOWN = {
     "reward": "reward",
+    "loss": "loss",
+    "pairs/accuracy": "pair accuracy",
     "eval/pass@1": "held-out pass@1",
+    "eval/loss": "held-out loss",
+    "eval/pairs/accuracy": "held-out pair accuracy",
     "entropy": "entropy",
     "kl": "KL to reference",
     "ratio/clip_fraction": "clipped tokens",
@@ -21,6 +25,11 @@ SHOWN = {
     "rewards/failed": "rewards failed",
     "tokens_per_second": "tokens/s",
 }
+
+
+def shown(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """(metric, name) of what a row tells; of the loss only where there is no reward, since with rewards its level says little."""
+    return [(key, name) for key, name in SHOWN.items() if key in row and not (key == "loss" and "reward" in row)]
 
 
 class View(Protocol):
@@ -45,7 +54,7 @@ class PlainView:
         self.first = step if self.first is None else self.first
         cells = [
             f"step {step}/{self.steps}",
-            *(f"{name} {_number(row[key])}" for key, name in SHOWN.items() if key in row),
+            *(f"{name} {_number(row[key])}" for key, name in shown(row)),
         ]
         left = time_left(self.started, self.first, step, self.steps)
         print("  ".join([*cells, left] if left else cells), flush=True)
@@ -59,6 +68,7 @@ class LiveView:
         self.latest: dict[str, Any] = {}
         self.first: int | None = None
         self.curve: list[float] = []
+        self.followed = "reward"
 
     def say(self, message: str) -> None:
         self.live.console.print(message, markup=False, highlight=False)
@@ -66,8 +76,9 @@ class LiveView:
     def row(self, step: int, row: dict[str, Any]) -> None:
         self.first = step if self.first is None else self.first
         self.latest |= row
-        if "reward" in row:
-            self.curve.append(float(row["reward"]))
+        self.followed = "reward" if "reward" in self.latest else "loss"
+        if row.get(self.followed) is not None:
+            self.curve.append(float(row[self.followed]))
         self.live.update(self._table(step))
 
     def _table(self, step: int) -> Any:
@@ -76,13 +87,12 @@ class LiveView:
         from rich.table import Table
 
         table = Table.grid(padding=(0, 2))
-        for key, name in SHOWN.items():
-            if key in self.latest:
-                value = _number(self.latest[key])
-                if key.startswith("eval/"):
-                    value += f"  [{_number(self.latest[key + '_low'])}, {_number(self.latest[key + '_high'])}]"
-                table.add_row(name, value)
-        table.add_row("reward so far", sparkline(self.curve, 48))
+        for key, name in shown(self.latest):
+            value = _number(self.latest[key])
+            if key + "_low" in self.latest:
+                value += f"  [{_number(self.latest[key + '_low'])}, {_number(self.latest[key + '_high'])}]"
+            table.add_row(name, value)
+        table.add_row(f"{self.followed} so far", sparkline(self.curve, 48))
         left = time_left(self.started, self.first or 0, step, self.config.steps)
         heading = f"{self.config.method}  step {step}/{self.config.steps}  {left}"
         return Group(heading, ProgressBar(total=max(self.config.steps, 1), completed=step, width=60), table)

@@ -113,3 +113,39 @@ def test_unreadable_results_are_refused(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(UsageError, match=r"results\.json"):
         write_compare_report(tmp_path, tmp_path / "page.html")
+
+
+def test_runs_on_given_completions_are_compared_by_their_loss_with_its_sign_turned(tmp_path, make_run):
+    runs = []
+    for name, loss in (("sft", 0.9), ("dft", 0.4)):
+        rows = [{"step": s, "loss": 1.0, "eval/loss": 2.0 - s * (2 - loss)} for s in range(2)]
+        runs.append(make_run(tmp_path / name, metrics=rows, samples=[], config={"method": name}))
+    page = read(write_report(runs, tmp_path / "page.html"))
+    assert "-eval/loss at the last evaluation" in page.text
+    assert "-0.900" in page.text
+    assert page.text.index("dft") < page.text.index("sft")
+    assert "losses of different methods are not on one scale" in page.text
+    assert "Held-out before" in page.text
+    assert "pass@1" not in page.text
+
+
+def test_the_page_of_a_run_on_given_completions_speaks_of_no_rewards(tmp_path, make_run):
+    rows = [
+        {"step": s, "loss": 0.7, "pairs/accuracy": 0.5, "eval/loss": 0.7, "eval/pairs/accuracy": 0.5} for s in (0, 1)
+    ]
+    sample = {
+        "split": "eval",
+        "key": "k",
+        "prompt": "p",
+        "completion": "c",
+        "reward": 1.0,
+        "parts": {},
+        "failure": None,
+    }
+    samples = [{**sample, "step": s, "finish": "stop"} for s in (0, 1)]
+    page = read(write_report([make_run(tmp_path / "run", metrics=rows, samples=samples)], tmp_path / "page.html"))
+    assert "nothing was sampled, so there is nothing to compare" in page.text
+    assert "Label or score" in page.text
+    for title in ("Held-out loss", "Held-out pair accuracy", "Pair accuracy"):
+        assert title in page.text
+    assert "Training reward" not in page.text

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from upslope.report.given import wilson
 from upslope.report.read import read_run
 from upslope.report.verdict import verdict
 
@@ -91,3 +92,60 @@ def test_no_evaluation_and_nothing_at_all(tmp_path):
         "No held-out evaluation was recorded. Mean training reward: 0.0625 in the first 4 steps,"
     )
     assert judge(tmp_path, []).sentence == "No held-out evaluation was recorded."
+
+
+def measured(step, loss, accuracy=None, margin=1.0, prompts=100):
+    pairs = {} if accuracy is None else {"eval/pairs/accuracy": accuracy, "eval/pairs/margin": margin}
+    return {"step": step, "eval/loss": loss, "eval/prompts": prompts, **pairs}
+
+
+def test_given_pairs_are_judged_by_those_ordered_rightly(tmp_path):
+    trained = [{"step": step, "loss": 0.6} for step in range(1, 4)]
+    found = judge(tmp_path, [measured(0, 0.6931, 0.0, 0.0), *trained, measured(40, 0.4, 0.9)])
+    assert found.sentence == (
+        "Held-out loss fell from 0.693 to 0.400 in 40 steps, on 100 instances never trained on. Of the pairs, it orders "
+        "0.90 [0.83, 0.94] rightly, none by the reference it began as."
+    )
+    assert (found.tone, found.reasons, found.before.value, found.after.value) == ("better", [], 0.5, 0.9)
+
+
+@pytest.mark.parametrize(("after", "tone"), [(0.95, "better"), (0.75, "unclear"), (0.5, "worse")])
+def test_pairs_that_were_ordered_before(tmp_path, after, tone):
+    found = judge(tmp_path, [measured(0, 0.5, 0.7), measured(40, 0.45, after)])
+    assert found.tone == tone
+    assert "0.70 [0.60, 0.78] before." in found.sentence
+
+
+def test_a_loss_alone_is_told_without_a_judgement(tmp_path):
+    rows = [measured(0, 2.0), {"step": 1, "loss": 1.5}, measured(20, 0.4), measured(40, 1.0)]
+    found = judge(tmp_path, rows)
+    assert (
+        found.sentence
+        == "Held-out loss fell from 2.00 to 1.00 (lowest at step 20: 0.400) in 40 steps, on 100 instances never trained on."
+    )
+    assert (found.tone, found.reasons, found.after.value) == ("unclear", [], 1.0)
+    assert "rose from 1.00 to 2.00 in 4 steps" in judge(tmp_path, [measured(0, 1.0), measured(4, 2.0)]).sentence
+    assert "stayed at 1.00 in 4 steps" in judge(tmp_path, [measured(0, 1.0), measured(4, 1.00001)]).sentence
+    once = judge(tmp_path, [measured(0, 1.0, 0.7)])
+    assert once.sentence == (
+        "Held-out loss was 1.00 at step 0, on 100 instances never trained on; no later evaluation was recorded."
+    )
+    assert str(once.before) == "0.70 [0.60, 0.78]"
+
+
+def test_without_rewards_the_training_loss_is_told(tmp_path):
+    found = judge(tmp_path, [{"step": step, "loss": 1 / step} for step in (1, 2, 4)])
+    assert found.sentence.endswith("Mean training loss: 1.00 in the first step, 0.250 in the last step.")
+    assert found.reasons == []
+    task = judge(tmp_path, [evaluated(0, 0.38), {"step": 1, "loss": 0.5}, evaluated(40, 0.39)])
+    assert "The reward was 0" not in " ".join(task.reasons)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_wilson_interval_is_where_the_share_is_just_not_excluded(share):
+    """Both ends p solve |share - p| = 1.96 sqrt(p (1 - p) / n)."""
+    low, high = wilson(share, 50)
+    assert low <= share <= high
+    for end in (low, high):
+        if 0 < end < 1:
+            assert abs(share - end) == pytest.approx(1.96 * (end * (1 - end) / 50) ** 0.5)

@@ -22,6 +22,7 @@ def command(
     data: str | None = None,
     reward: str | None = None,
     model: str = "tiny",
+    teacher: str | None = None,
     seeds: int = 5,
     steps: int = 60,
     parallel: int | None = None,
@@ -29,18 +30,21 @@ def command(
 ) -> int:
     """Train several methods over the same seeds and prompts, and compare held-out pass@1.
 
-    Reports interquartile means over seeds with bootstrap intervals, and differences from the first method, paired by seed:
-    in the terminal, as results.json and as report.html. Called again, it goes on where it was stopped.
+    Methods that learn from given completions are compared on --task where that is given beside --data, else by the share of
+    held-out pairs that they order rightly, else by their held-out loss. Reports interquartile means over seeds with bootstrap
+    intervals, and differences from the first method, paired by seed: in the terminal, as results.json and as report.html.
+    Called again, it goes on where it was stopped.
 
     Example: `upslope compare grpo dr_grpo grpo:ratio_high=1.28 --task chain_sum --out runs/compare`
 
     Args:
         methods: names, each perhaps with settings of its own: NAME:SETTING=VALUE,SETTING=VALUE
         out: the folder of all runs.
-        task: a name that `upslope tasks` lists.
+        task: a name that `upslope tasks` lists; with methods that learn from --data, what they are evaluated on.
         data: your own data, as for train.
         reward: your own reward, as for train.
         model: tiny, a Hugging Face folder, or a hub id.
+        teacher: a model as for --model, for methods that distill.
         seeds: runs per method.
         steps: training steps of each run.
         parallel: runs at once; as many as there are cores where not given.
@@ -51,7 +55,7 @@ def command(
     from upslope.threads import available_cores
 
     _check(methods, parallel)
-    given = {"model": model, "task": task, "data": data, "reward": reward, "steps": steps}
+    given = {"model": model, "task": task, "data": data, "reward": reward, "teacher": teacher, "steps": steps}
 
     def config_of(job: "Job") -> Config:
         overrides = (*set, *job.overrides)
@@ -110,4 +114,6 @@ def table(results: dict) -> list[str]:
             d = found["difference"]
             line += f"  {d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] from {d['from']}"
         lines.append(line)
+    if results["metric"] == "-eval/loss" and len({label.partition(":")[0] for label in methods}) > 1:
+        lines.append("Losses of different methods are not on one scale: give a --task to compare them on.")
     return lines

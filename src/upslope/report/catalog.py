@@ -33,9 +33,21 @@ class Metric:
 
 PASS_AT_1 = Metric(r"eval/pass@1", "Held-out pass@1", "Share of held-out answers that pass; band: 95 % interval.", 0, 1)
 REWARD = Metric(r"reward", "Training reward", "Mean reward of the step's completions.")
+HELD_OUT_LOSS = Metric(r"eval/loss", "Held-out loss", "The method's loss on completions that were held out.")
+HELD_OUT_PAIRS = Metric(
+    r"eval/pairs/accuracy",
+    "Held-out pair accuracy",
+    "Share of held-out pairs whose preferred completion scores higher.",
+    0,
+    1,
+)
+LEARNING = (PASS_AT_1, REWARD, HELD_OUT_LOSS, HELD_OUT_PAIRS)
 CATALOG = (
-    PASS_AT_1,
-    REWARD,
+    *LEARNING,
+    Metric(
+        r"pairs/accuracy", "Pair accuracy", "Share of the step's pairs whose preferred completion scores higher.", 0, 1
+    ),
+    Metric(r"(?:eval/)?pairs/margin", "Pair margin", "By how much the preferred completion scores higher, times beta."),
     Metric(r"eval/pass@\d+", "Held-out pass@k", "Share of held-out prompts that pass once in k answers.", 0, 1),
     Metric(r"eval/reward", "Held-out reward", "Mean reward of the held-out answers."),
     Metric(r"rewards/.+/mean", "Reward parts", "Means of the verifier's named parts."),
@@ -49,13 +61,13 @@ CATALOG = (
     ),
     Metric(r"ratio/clip_fraction(?:_low|_high)?", "Clipped tokens", "Share whose ratio left the clip interval.", 0),
     Metric(r"ratio/(?:mean|max|min)", "Probability ratio", "Policy over sampling policy, per token.", log=True),
-    Metric(r"loss", "Loss", "What is minimized; its level says little."),
+    Metric(r"loss", "Loss", "What is minimized; its level says little where rewards are learned from."),
     Metric(r"grad_norm", "Gradient norm", "Before clipping.", 0, log=True),
     Metric(r"lr", "Learning rate", "", 0, smooth=False),
     Metric(r"sampler_gap/(?:mean|max)", "Sampler gap", "Log-probs, sampler against trainer; should stay tiny.", 0),
     Metric(r"length/mean", "Completion length", "Mean tokens of a completion.", 0),
     Metric(r"length/truncated", "Truncated completions", "Share that reached the length limit.", 0, 1),
-    Metric(r"tokens_per_second", "Tokens per second", "Sampled tokens over the time of the whole step.", 0),
+    Metric(r"tokens_per_second", "Tokens per second", "Of completions, over the time of the whole step.", 0),
 )
 NOT_CHARTED = re.compile(r"step|nonfinite|time/.*")
 

@@ -11,6 +11,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 from markupsafe import Markup
 
+from upslope.compare import METRICS
 from upslope.errors import UsageError
 from upslope.report.catalog import charts_of
 from upslope.report.chart import color_class, svg_markup, text
@@ -20,7 +21,7 @@ from upslope.report.read import Run, read_run
 from upslope.report.scale import tick_labels, value_axis
 from upslope.report.text import cut, format_duration, number, plural, visible
 from upslope.report.timing import timing_of
-from upslope.report.verdict import evaluations, verdict
+from upslope.report.verdict import verdict
 from upslope.runs.statistics import Interval
 
 SETTINGS_LIMIT = 500
@@ -62,7 +63,8 @@ def write_compare_report(folder: Path, out: Path, *, title: str | None = None) -
 def write_runs_report(runs: Sequence[Run], out: Path, title: str | None = None) -> Path:
     """Write the page of several runs, grouped by what sets them apart; see `write_report`."""
     groups = group_runs(runs)
-    metric = "eval/pass@1" if any(evaluations(run) for run in runs) else "reward"
+    recorded = {name for run in runs for name in run.columns()}
+    metric = next((name for name in METRICS if name.removeprefix("-") in recorded), "reward")
     heading = title or f"{plural(len(runs), 'run')} of {plural(len(groups), 'configuration')}"
     return write_groups_report(groups, results_of(groups, metric), out, heading, metric=metric, notes=[])
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from upslope.errors import UsageError
-from upslope.report.catalog import PASS_AT_1, REWARD, charts_of
+from upslope.report.catalog import LEARNING, charts_of
 from upslope.report.chart import HEIGHT, WIDTH, Chart, draw, frame_of, text
 from upslope.report.groups import run_name
 from upslope.report.read import read_run
@@ -15,18 +15,22 @@ GAP = 28.0
 
 
 def write_figure(run_dir: Path, out: Path) -> Path:
-    """Write held-out pass@1 with its interval, and the training reward, side by side to the SVG file `out`; its path.
+    """Write held-out pass@1 with its interval and the training reward, side by side to the SVG file `out`; its path.
+
+    Of a run on given completions: held-out loss, and pair accuracy where there are pairs.
 
     The picture follows the reader's light or dark scheme and needs no script.
 
     Raises:
-        UsageError: `run_dir` is no run folder, or has recorded neither metric.
+        UsageError: `run_dir` is no run folder, or has recorded none of these.
         RunError: the disk refuses.
     """
     run = read_run(Path(run_dir))
-    charts = [chart for metric, chart in charts_of({run_name(run): [run]}) if metric in (PASS_AT_1, REWARD)]
+    charts = [chart for metric, chart in charts_of({run_name(run): [run]}) if metric in LEARNING]
     if not charts:
-        raise UsageError(f"{run_dir} has recorded neither eval/pass@1 nor reward: there is no learning curve to draw.")
+        raise UsageError(
+            f"{run_dir} has recorded neither eval/pass@1 nor reward nor eval/loss: there is no curve to draw."
+        )
     style = (Path(__file__).parent / "chart.css").read_text(encoding="utf-8")
     write_atomic(Path(out), ET.tostring(draw_figure(charts, style), encoding="unicode") + "\n")
     return Path(out)

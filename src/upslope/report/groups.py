@@ -81,9 +81,10 @@ def group_line(group: Sequence[Run], column: str, name: str, color: int) -> Line
 
 
 def results_of(groups: Mapping[str, Sequence[Run]], column: str) -> list[Result]:
-    """The last recorded value of a metric in every run of every group."""
+    """The last recorded value of a metric in every run of every group; "-NAME" is a metric of which less is better."""
     results = []
+    sign = -1.0 if column.startswith("-") else 1.0
     for name, group in groups.items():
-        values = [float(y[-1]) for run in group if len(y := run.column(column)[1])]
+        values = [sign * float(y[-1]) for run in group if len(y := run.column(column.removeprefix("-"))[1])]
         results.append(Result(name, values, bootstrap(values) if values else None))
     return results

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from upslope.errors import UsageError
-from upslope.report.catalog import PASS_AT_1, REWARD, Metric
+from upslope.report.catalog import LEARNING, Metric
 from upslope.report.chart import Chart, color_class, draw, hover_data, svg_markup
 from upslope.report.text import cut, format_duration, format_number, format_share, format_short, plural, visible
 from upslope.runs.files import write_atomic
@@ -30,7 +30,7 @@ class Figures:
         """The charts of a page by their place: "large", "small", and "other", which is folded away."""
         places: dict[str, list[dict[str, Any]]] = {"large": [], "small": [], "other": []}
         for metric, chart in charts:
-            name = "large" if metric in (PASS_AT_1, REWARD) else "other" if metric.other else "small"
+            name = "large" if metric in LEARNING else "other" if metric.other else "small"
             places[name].append(self.add(chart))
         return places
 

@@ -76,6 +76,12 @@ class Run:
         return np.array(steps, dtype=float), np.array(values, dtype=float)
 
     @property
+    def evaluated_on_data(self) -> bool:
+        """Whether held-out completions were given by the data, so that none was sampled."""
+        names = self.columns()
+        return "eval/loss" in names and "eval/pass@1" not in names
+
+    @property
     def steps(self) -> int:
         """The last step with metrics; 0 before the first."""
         return max((row["step"] for row in self.metrics), default=0)

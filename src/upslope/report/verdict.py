@@ -1,59 +1,38 @@
 """The headline: what training did to held-out pass@1, in a sentence, and why where it did not help."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
+from upslope.report.given import given_verdict
+from upslope.report.points import INSTANCES, Point, Verdict, instances, tone_of
 from upslope.report.read import Run
 from upslope.report.text import format_number, format_share, number, plural
-
-INSTANCES = ("eval/prompts", "eval/examples")  # metrics that count held-out instances
-
-
-@dataclass(frozen=True)
-class Point:
-    """Held-out pass@1 at a step, with the interval to judge it by, where one was recorded."""
-
-    step: int
-    value: float
-    interval: tuple[float, float] | None
-
-    def __str__(self) -> str:
-        if self.interval is None:
-            return f"{self.value:.2f}"
-        return f"{self.value:.2f} [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A sentence, the reasons that the run's own records give for it, and "better", "worse" or "unclear"."""
-
-    sentence: str
-    reasons: Sequence[str]
-    tone: str
-    before: Point | None = None
-    after: Point | None = None
 
 
 def verdict(run: Run) -> Verdict:
     """What the evaluations say, and nothing that they do not: a rise counts if the two intervals do not overlap."""
     points = evaluations(run)
+    if not points and (given := given_verdict(run)) is not None:
+        return replace(given, reasons=[] if given.tone == "better" else reasons(run))
     if not points:
-        return Verdict(f"No held-out evaluation was recorded. {_reward_sentence(run)}".strip(), reasons(run), "unclear")
+        return Verdict(
+            f"No held-out evaluation was recorded. {_training_sentence(run)}".strip(), reasons(run), "unclear"
+        )
     before, after = points[0], points[-1]
     if len(points) == 1:
         sentence = (
-            f"Held-out pass@1 was {before} at step {before.step}, {_instances(run)}; no later evaluation was recorded."
+            f"Held-out pass@1 was {before} at step {before.step}, {instances(run)}; no later evaluation was recorded."
         )
         return Verdict(sentence, reasons(run), "unclear", before)
-    tone = _tone(before, after)
-    sentence = _sentence(before, after, tone, _instances(run))
+    tone = tone_of(before, after)
+    sentence = _sentence(before, after, tone, instances(run))
     best = max(points, key=lambda point: point.value)
-    if _tone(after, best) == "better":
+    if tone_of(after, best) == "better":
         sentence += f" It was highest at step {best.step}: {best}."
     if tone == "better":
         return Verdict(sentence, [], tone, before, after)
-    return Verdict(f"{sentence} {_reward_sentence(run)}".strip(), reasons(run, before), tone, before, after)
+    return Verdict(f"{sentence} {_training_sentence(run)}".strip(), reasons(run, before), tone, before, after)
 
 
 def evaluations(run: Run) -> list[Point]:
@@ -101,20 +80,13 @@ def reasons(run: Run, before: Point | None = None) -> list[str]:
         found.append(
             f"The verifier failed on {plural(failed, 'completion')}, which carried no signal; failures are below."
         )
-    if trained and not any(number(row.get("reward")) for row in trained):
+    rewards = [value for row in trained if (value := number(row.get("reward"))) is not None]
+    if rewards and not any(rewards):
         found.append("The reward was 0 in every step.")
     found += [f"{event.kind}: {event.message}" for event in run.events if event.kind == "step skipped"][:3]
     if run.state in ("failed", "stopped"):
         found.append(f"The run {run.state} early{f': {run.message}' if run.message else '.'}")
     return found
-
-
-def _tone(before: Point, after: Point) -> str:
-    if before.interval is None or after.interval is None:
-        return "unclear"
-    if after.interval[0] > before.interval[1]:
-        return "better"
-    return "worse" if after.interval[1] < before.interval[0] else "unclear"
 
 
 def _sentence(before: Point, after: Point, tone: str, instances: str) -> str:
@@ -131,20 +103,18 @@ def _sentence(before: Point, after: Point, tone: str, instances: str) -> str:
     )
 
 
-def _instances(run: Run) -> str:
-    counts = [value for row in run.metrics for name in INSTANCES if (value := number(row.get(name)))]
-    return f"on {plural(int(counts[0]), 'instance')} never trained on" if counts else "on instances never trained on"
-
-
-def _reward_sentence(run: Run) -> str:
-    rewards = [value for row in run.metrics if row["step"] > 0 and (value := number(row.get("reward"))) is not None]
-    if not rewards:
+def _training_sentence(run: Run) -> str:
+    """The course of the reward in training, or of the loss where nothing was rewarded."""
+    trained = [row for row in run.metrics if row["step"] > 0]
+    name = "reward" if any(number(row.get("reward")) is not None for row in trained) else "loss"
+    values = [value for row in trained if (value := number(row.get(name))) is not None]
+    if not values:
         return ""
-    part = max(1, len(rewards) // 10)
-    first, last = sum(rewards[:part]) / part, sum(rewards[-part:]) / part
+    part = max(1, len(values) // 10)
+    first, last = sum(values[:part]) / part, sum(values[-part:]) / part
     which = "step" if part == 1 else f"{part} steps"
     return (
-        f"Mean training reward: {format_number(first)} in the first {which}, {format_number(last)} in the last {which}."
+        f"Mean training {name}: {format_number(first)} in the first {which}, {format_number(last)} in the last {which}."
     )
 
 
