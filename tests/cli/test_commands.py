@@ -66,7 +66,14 @@ def test_methods_as_json(say):
         assert one["parent"] is None or one["parent"] in list_methods()
         assert "old_logp" in one["needs"] or one["parts"]["surrogate"]
     parts = next(one for one in found if one["name"] == "dr_grpo")["parts"]
-    settings = {"group_size": 8, "temperature": 1.0, "reference_rows": 0, "replay": 0.0, "replay_window": 2}
+    settings = {
+        "group_size": 8,
+        "temperature": 1.0,
+        "reference_rows": 0,
+        "reference_column": "",
+        "replay": 0.0,
+        "replay_window": 2,
+    }
     assert parts["rollout"] == {"part": "Sample", **settings}
 
 
