@@ -5,12 +5,16 @@
     loss  mean over pairs of log(1 + exp(-z))
 
 Limits:  at the reference every pair costs log 2. With the labels of a Bradley-Terry model with reward r and pairs of full
-    support, the optimum is ref * exp(r / beta) / Z, the optimum of J - beta KL(policy || ref).
+    support, the optimum is ref * exp(r / beta) / Z, the optimum of J - beta KL(policy || ref). It is logistic regression
+    without an intercept on the difference of s. surrogate.divergence and surrogate.alpha change s into f'(exp(s)), for other
+    f-divergences than the reverse KL: alpha=1 is the forward KL, divergence="js" Jensen-Shannon.
 Expects:  data with prompt, chosen, rejected, of which both completions are likely under the reference: it is trained on chosen
     first. Both completions of a prompt are one tree, so the prompt is computed once. pairs="reward" with a rollout that
     samples makes it online: completions of the policy, paired by the task's verifier.
 Source:  Rafailov et al. 2023 (arXiv:2305.18290), eq. 7; trainers.py of the authors. beta 0.1, AdamW or RMSprop at 5e-7.
-Deviations:  none known. The length of a completion is not divided out.
+    Divergences: Wang et al. 2023 (arXiv:2309.16240); TRL's f_alpha_divergence_coef is 1 - alpha.
+Deviations:  none known; value and gradient equal those of TRL 1.16 (loss_type="sigmoid"), with every divergence. The length of
+    a completion is not divided out. Of a soft label p both directions count, with weights p and 1 - p.
 Not this:  simpo has no reference and divides by the length; ipo has a squared loss. The probability of the preferred completion
     may fall: only the difference is trained.
 """
