@@ -240,7 +240,7 @@ def test_gradient_norms_of_every_completion(policy):
     rollouts, batch = sampled(policy, recipe)
     batch = batch.replace(valid=torch.arange(6) != 4)
     updater = Updater(recipe, Actors(policy, None), tokens_per_pass=1, recompute_old_logp=False)
-    found = updater._score(rollouts, batch, ("key",)).grad_norm_squared
+    found = updater._score(rollouts, rollouts, batch, ("key",)).grad_norm_squared
     logp = policy.score(rollouts)["logp"].sum(1)
     for row in range(6):
         gradients = torch.autograd.grad(logp[row], list(policy.parameters()), retain_graph=True)

@@ -23,11 +23,13 @@ from upslope.recipe import Part, Recipe
 from upslope.registry import make
 from upslope.rollout import Example
 from upslope.tasks.scorers import VERDICT_COLUMNS
+from upslope.teaching import comparisons, informing, reads_teacher
 from upslope.threads import use_threads
 from upslope.update import MODEL_COLUMNS, SCORED_COLUMNS, Actors, Measures
 
 logger = logging.getLogger("upslope")
 DEFAULT_MAX_TOKENS = 64
+EMA_RATE = 0.01  # share of the newest weights in every step, of a teacher that averages the policy's
 
 
 @dataclass
@@ -104,7 +106,7 @@ def check_columns(recipe: Recipe) -> None:
     sampled = not isinstance(recipe.rollout, FromData)
     made = SAMPLED_COLUMNS if sampled else GIVEN_COLUMNS
     made = made | SCORED_COLUMNS | MODEL_COLUMNS | recipe.observes().keys() | (VERDICT_COLUMNS if sampled else set())
-    made = made.union(*(part.needs for part in parts if isinstance(part, Measures)))
+    made = made.union(comparisons(recipe), *(part.needs for part in parts if isinstance(part, Measures)))
     if recipe.critic is not None:
         made |= {"old_value"}
     if any(type(part).alter_prompt is not Part.alter_prompt for part in parts):
@@ -207,8 +209,8 @@ def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | No
     if weights is not None and lora is None:
         actor = LanguagePolicy.load(str(weights), **options)
     reference = teacher = None
-    if "teacher_logp" in recipe.needs:
-        teacher = _open_teacher(config, recipe, actor, options)
+    if reads_teacher(recipe):
+        teacher = _open_teacher(config, recipe, initial, actor, options)
     if "ref_logp" in recipe.needs:
         reference = reference_of(actor) if actor is initial else FrozenScorer(initial, copy=False)
     size = sum(parameter.numel() for parameter in actor.model.parameters())
@@ -231,19 +233,30 @@ def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | No
     return actors, fingerprint
 
 
-def _open_teacher(config: Config, recipe: Recipe, policy: Any, options: dict[str, Any]) -> Any:
-    """The frozen teacher, whose tokens must be the policy's."""
+def _open_teacher(config: Config, recipe: Recipe, initial: Any, policy: Any, options: dict[str, Any]) -> Any:
+    """The teacher: a model that is frozen and has the policy's tokens, or the policy itself. `initial`: as the run started."""
     from upslope.policies.language import LanguagePolicy
-    from upslope.policies.scorer import FrozenScorer
+    from upslope.policies.scorer import AveragingScorer, FrozenScorer, reference_of
 
-    if config.teacher is None:
-        raise UsageError(f"'{recipe.name}' learns from a teacher: give --teacher MODEL, a folder or a hub id.")
-    teacher = LanguagePolicy.load(config.teacher, **options)
+    told = informing(recipe)
+    name = config.teacher or (told[1].teacher if told else None)
+    if name is None:
+        raise UsageError(
+            f"'{recipe.name}' learns from a teacher: give --teacher MODEL, a folder or a hub id; or frozen, live or ema, the model "
+            "itself as it was at first, as it is, or on average."
+        )
+    if name == "frozen":
+        return reference_of(policy) if policy is initial else FrozenScorer(initial, copy=False)
+    if name == "live":
+        return FrozenScorer(policy, copy=False)
+    if name == "ema":
+        return AveragingScorer(policy, told[1].rate if told else EMA_RATE)
+    teacher = LanguagePolicy.load(name, **options)
     theirs, ours = teacher.tokenizer.get_vocab(), policy.tokenizer.get_vocab()
     if theirs != ours:
         differing = sorted(word for word in theirs.keys() | ours.keys() if theirs.get(word) != ours.get(word))
         raise UsageError(
-            f"the teacher {config.teacher} has another vocabulary than the model {config.model}: {len(differing)} words differ, "
+            f"the teacher {name} has another vocabulary than the model {config.model}: {len(differing)} words differ, "
             f"e.g. {differing[0]!r}. Its log-probs of the model's tokens mean nothing; take a teacher of the same family."
         )
     return FrozenScorer(teacher, copy=False)

@@ -13,6 +13,7 @@ from upslope.collect import seeded
 from upslope.learner import AdamStep, Halves, Learner, MicroBatch, NotFiniteError, RateRule, StepResult
 from upslope.recipe import Observation, Part, Recipe, State
 from upslope.rollout import Rollouts
+from upslope.teaching import Teaching
 
 MODEL_COLUMNS = frozenset({"logp", "entropy", "hidden", "log_distribution"})
 """Columns that the policy computes, with gradient, for every micro-batch."""
@@ -72,6 +73,8 @@ class Updater:
         self.observe = {name: observes[name] for name in sorted(recipe.needs_each_pass & observes.keys())}
         self.measures = [part for _, part in recipe.stages() if isinstance(part, Measures)]
         self.policy = self._scoring_policy()
+        self.teaching = Teaching(recipe, actors.policy, actors.teacher)
+        self.compared = recipe.needs_each_pass & self.teaching.compared.keys()
 
     def _scoring_policy(self) -> Any:
         """The policy, with as many entries of the top columns as the parts measure from."""
@@ -86,7 +89,9 @@ class Updater:
         self, rollouts: Rollouts, batch: Batch, states: State, key: tuple[object, ...]
     ) -> tuple[UpdateResult, State]:
         """All epochs and mini-batches over one step's rollouts; `key` seeds the order of the groups."""
-        batch = self._score(rollouts, batch, key)
+        self.teaching.restore(states)
+        told, states = self.teaching.rollouts(rollouts, batch, states)
+        batch = self._score(rollouts, told, batch, key)
         prepared, states = self.recipe.credit(batch, states)
         prepared = prepared.replace(
             **{name: column.to(self.actors.policy.device) for name, column in _columns(prepared).items()}
@@ -96,14 +101,15 @@ class Updater:
         gap: list[tuple[float, float, int]] = []
         rates: list[float] = []
         for rows in self._minibatches(prepared, key):
-            mini = _MiniBatch(self.recipe, prepared.select(rows), rollouts.select(rows), states)
+            mini = _MiniBatch(self.recipe, prepared.select(rows), rollouts.select(rows), told.select(rows), states)
             if self.actors.critic_learner is not None:
                 self._add(totals, self._critic_step(mini), "critic/", result)
             step = self._policy_step(mini, None if steps else gap)
             self._add(totals, step, "", result)
             rates += [step.lr] if step.lr is not None else []
             states, steps = mini.states, steps + 1
-        result.metrics = {name: value / steps for name, value in totals.items()}
+        states = self.teaching.follow(states)
+        result.metrics = {**self.teaching.metrics, **{name: value / steps for name, value in totals.items()}}
         if rates:
             result.metrics["lr"] = sum(rates) / len(rates)
         if gap:
@@ -115,10 +121,12 @@ class Updater:
     @torch.no_grad()
     def measure(self, rollouts: Rollouts, batch: Batch, states: State, key: tuple[object, ...]) -> dict[str, float]:
         """The recipe's loss and statistics on these rows, all in one mini-batch, without learning from them."""
-        prepared, states = self.recipe.credit(self._score(rollouts, batch, key), states)
+        self.teaching.restore(states)
+        told, states = self.teaching.rollouts(rollouts, batch, states)
+        prepared, states = self.recipe.credit(self._score(rollouts, told, batch, key), states)
         device = self.policy.device
         prepared = prepared.replace(**{name: column.to(device) for name, column in _columns(prepared).items()})
-        mini, totals = _MiniBatch(self.recipe, prepared, rollouts, states), dict[str, float]()
+        mini, totals = _MiniBatch(self.recipe, prepared, rollouts, told, states), dict[str, float]()
         size, groups = self.tokens_per_pass, self.recipe.keep_groups
         plan = list(self.policy.plan(rollouts, tokens_per_pass=size, keep_groups=groups))
         self._control(mini, plan)
@@ -128,15 +136,20 @@ class Updater:
                 totals[name] = totals.get(name, 0.0) + float(value)
         return totals
 
-    def _score(self, rollouts: Rollouts, batch: Batch, key: tuple[object, ...]) -> Batch:
-        """The columns without gradient that the recipe reads: reference, recomputed old_logp, critic, altered prompts."""
+    def _score(self, rollouts: Rollouts, told: Rollouts, batch: Batch, key: tuple[object, ...]) -> Batch:
+        """The columns without gradient that the recipe reads: reference, teacher, old_logp, critic, altered prompts.
+
+        `told`: the rollouts as the teacher reads them.
+        """
         recipe, policy = self.recipe, self.actors.policy
         needs, made = recipe.needs, {}
         with torch.no_grad():
             if "ref_logp" in needs:
                 made["ref_logp"] = self._in_passes(rollouts, _columns_of(self.actors.reference, rollouts, "logp"))
             if "teacher_logp" in needs:
-                made["teacher_logp"] = self._in_passes(rollouts, _columns_of(self.actors.teacher, rollouts, "logp"))
+                made["teacher_logp"] = self._in_passes(rollouts, _columns_of(self.actors.teacher, told, "logp"))
+            for name in sorted(recipe.needs_before & self.teaching.compared.keys()):
+                made[name] = self._in_passes(rollouts, self.teaching.scorer(rollouts, told, name))
             if self.recompute and "old_logp" in needs:
                 made["old_logp"] = made["logp"] = self._in_passes(rollouts, _columns_of(policy, rollouts, "logp"))
             if "anchor_logp" in needs:
@@ -242,13 +255,18 @@ class Updater:
         needs = self.columns
         if self.recipe.control and not mini.controlled:
             needs = needs.union(*(part.measured_from for part in self.measures))
-        columns = self.policy.score(mini.rollouts, needs, rows=rows, observe=self.observe)
+        further = frozenset({"hidden"} if self.compared else ())
+        columns = self.policy.score(mini.rollouts, needs | further, rows=rows, observe=self.observe)
+        if self.compared:
+            columns |= self.teaching.compare(mini.rollouts, mini.told, rows, columns["hidden"], self.compared)
+            columns = {name: column for name, column in columns.items() if name not in further - needs}
         return {name: column.to(mini.batch.logp.device) for name, column in columns.items()}  # rollouts are on the CPU
 
     def _controlled_by(self, mini: "_MiniBatch", rows: Tensor, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the control parts see of some rows: columns without gradient, and what is measured from them."""
         seen = {name: column.detach() for name, column in columns.items()}
-        made = {name: column for name, column in seen.items() if name in self.columns or name in self.observe}
+        read = self.columns | self.observe.keys() | self.compared
+        made = {name: column for name, column in seen.items() if name in read}
         if self.measures:
             batch = mini.batch.select(rows).replace(**seen)
             step = self.actors.learner.next_step(self.policy.model.get_output_embeddings().weight)
@@ -300,20 +318,21 @@ class Updater:
 
 
 class _MiniBatch:
-    """The rows of one optimizer step: batch and rollouts, cut to their longest row, and what the recipe's parts remember.
+    """The rows of one optimizer step: batch, rollouts, and these as the teacher reads them (`told`), cut to their longest row;
+    and what the recipe's parts remember.
 
     Without `control` parts the denominators are there from the start; with them, once `control` was called.
     """
 
-    def __init__(self, recipe: Recipe, batch: Batch, rollouts: Rollouts, states: State) -> None:
-        self.recipe, self.rollouts, self.states = recipe, rollouts, states
+    def __init__(self, recipe: Recipe, batch: Batch, rollouts: Rollouts, told: Rollouts, states: State) -> None:
+        self.recipe, self.rollouts, self.told, self.states = recipe, rollouts, told, states
         self.batch = recipe.denominators(batch.narrow(rollouts.tokens.shape[1]))
         self.controlled = False
 
     def select(self, rows: Tensor) -> "_MiniBatch":
         """Some of the rows, with the denominators of all: what is left out has no gradient."""
         some = copy.copy(self)
-        some.rollouts = self.rollouts.select(rows.cpu())
+        some.rollouts, some.told = self.rollouts.select(rows.cpu()), self.told.select(rows.cpu())
         some.batch = self.batch.select(rows).narrow(some.rollouts.tokens.shape[1])
         mask, trained = some.batch.mask, some.batch.trained
         some.batch = some.batch.replace(token_share=mask / mask.sum(), row_share=trained / trained.sum())

@@ -11,6 +11,10 @@ from upslope.policies.passes import Pass
 from upslope.recipe import Observation
 
 POSITIONS = 2048  # at once, where whole distributions are observed
+ENTRIES = 1 << 22  # of whole distributions at once, where two are compared
+Comparison = Callable[[Tensor, Tensor], Tensor]
+"""Log-probs of the whole vocabulary, the policy's [M, V] and another model's [M, V], to a number per position [M]."""
+
 LOGIT_COLUMNS = ("logp", "entropy", "log_distribution", "top_logp", "top_ids")
 
 
@@ -56,6 +60,38 @@ def observed_columns(logits_of: Callable[[Tensor], Tensor], scored: Pass, wanted
             for name, function in wanted.observe.items():
                 found[name].append(function(log_probs, target))
     return {name: torch.cat(values) for name, values in found.items()}
+
+
+def compared_columns(
+    hidden: Tensor,
+    logits_of: Callable[[Tensor], Tensor],
+    other_hidden: Tensor,
+    other_logits_of: Callable[[Tensor], Tensor],
+    compare: Mapping[str, Comparison],
+) -> dict[str, Tensor]:
+    """Values [M] of functions of two next-token distributions, from hidden states [M, H] and [M, H'] and what makes logits of them.
+
+    A few positions at a time, each computed again in backward, so that no more than ENTRIES log-probs of either are held.
+    The gradient is that of the first. Where one vocabulary is padded further than the other, both are cut to the smaller.
+    """
+
+    def few(states: Tensor, other_states: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            other = other_logits_of(other_states)
+        logits = logits_of(states)
+        size = min(logits.shape[-1], other.shape[-1])
+        own, theirs = (_scaled(x[:, :size], plain).log_softmax(-1) for x in (logits, other))
+        return tuple(function(own, theirs) for function in compare.values())
+
+    plain = Wanted(frozenset(), 1.0, 0)
+    vocabulary = logits_of(hidden[:0]).shape[-1]
+    found = [
+        checkpoint(few, states, other_states, use_reentrant=False, preserve_rng_state=False)
+        for states, other_states in zip(
+            *(x.split(max(ENTRIES // vocabulary, 1)) for x in (hidden, other_hidden)), strict=True
+        )
+    ]
+    return {name: torch.cat(values) for name, values in zip(compare, zip(*found, strict=True), strict=True)}
 
 
 def columns_in_chunks(

@@ -1,5 +1,6 @@
 """Scorers: whatever gives log-probs of given tokens. One interface for the policy, a reference and a teacher."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -38,6 +39,33 @@ class FrozenScorer:
     ) -> dict[str, Tensor]:
         """As `LanguagePolicy.score`, without gradient."""
         return self.policy.score(rollouts, needs, rows=rows, temperature=temperature)
+
+
+class AveragingScorer(FrozenScorer):
+    """A copy of the policy that follows it: in every step, w <- rate * policy's w + (1 - rate) * w, in float32."""
+
+    def __init__(self, policy: LanguagePolicy, rate: float) -> None:
+        super().__init__(policy)
+        self.rate = rate
+        trained = policy.state_dict().keys()
+        self._weights = {name: p for name, p in self.policy.model.named_parameters() if name in trained}
+        self._average = {name: weight.data.float() for name, weight in self._weights.items()}
+
+    @torch.no_grad()
+    def follow(self, policy: LanguagePolicy) -> None:
+        """One step towards the policy, in new tensors: those that `state_dict` gave before stay as they were."""
+        newest = policy.state_dict()
+        self.load_state_dict({n: torch.lerp(w, newest[n].to(w), self.rate) for n, w in self._average.items()})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights that follow, by name, not copied."""
+        return dict(self._average)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what `state_dict` returned."""
+        self._average = {name: state[name].to(average) for name, average in self._average.items()}
+        for name, weight in self._weights.items():
+            weight.data = self._average[name].to(weight.dtype)
 
 
 class AdapterlessScorer:
