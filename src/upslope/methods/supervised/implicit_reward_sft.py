@@ -5,12 +5,12 @@
     loss  mean over the batch's tokens of -phi(r), or over its completions with per="sequence"
 
 Differs from sft:  phi of the log-ratio in the place of logp, which keeps the reference in the gradient.
-Limits:  "total_variation" has beta times sft's gradient. phi' = 1 at r = 0, so the first step is that of sft for every phi; later
-    pearson pulls by 1 - r / 2, which ends at r = 2 (beyond, it pulls back), hellinger by 1 / (1 + r)^2.
-Expects:  data with prompt and completion; one pass of the reference. Experimental. The paper's own advice needs no other loss:
-    sft with a learning rate 4 to 20 times smaller, before a preference method such as dpo.
-Source:  arXiv:2507.00018 for sft as the total-variation case and for the learning rate. The other two phi are reconstructed
-    from the conjugates of IQ-Learn, not checked against the paper's final equations; no code was found.
+Limits:  "total_variation" has beta times sft's gradient. phi' = 1 at r = 0, so the first step is that of sft for every
+    phi; later pearson pulls by 1 - r / 2, which ends at r = 2 (beyond, it pulls back), hellinger by 1 / (1 + r)^2.
+Expects:  data with prompt and completion; one pass of the reference. Experimental. The paper's own advice needs no other
+    loss: sft with a learning rate 4 to 20 times smaller, before a preference method such as dpo.
+Source:  arXiv:2507.00018 for sft as the total-variation case and for the learning rate. The other two phi are
+    reconstructed from the conjugates of IQ-Learn, not checked against the paper's final equations; no code was found.
 Deviations:  beta = 1 per token is ours. Hellinger has a pole at r = -1: below r = -0.9 phi goes on as its tangent.
 Not this:  a KL penalty: nothing but the data's tokens is looked at. per="sequence" wants aggregate=RowMean().
 """

@@ -6,14 +6,14 @@
           or of -(1 / K) sum over K draws a ~ q of R(a) log pi(a)                                          (samples = K)
 
 Differs from dft:  q in the place of p where temperature is not 1; the penalty of the other tokens.
-Limits:  at temperature 1 the gradient is 1 + penalty times dft's, exactly without sampling and in expectation with it: the penalty
-    then only changes the learning rate. Only another temperature is a method of its own.
-Expects:  data with prompt and completion. Two functions of the whole distribution at every token, without a pass of their own; with
-    samples the distributions are kept, which takes memory: vocabulary x tokens of a pass.
-Source:  arXiv:2509.26313; no code was found. Rewards 1 and a small negative number, K = 256 and the reward without gradient are the
-    paper's; penalty = 0.1 and temperature = 1.3 are from memory.
-Deviations:  samples=0, the expectation, is the default: the paper draws K = 256. The mean is over the tokens of the batch, theirs
-    over a completion's and then over completions: aggregate=SequenceMean().
+Limits:  at temperature 1 the gradient is 1 + penalty times dft's, exactly without sampling and in expectation with it:
+    the penalty then only changes the learning rate. Only another temperature is a method of its own.
+Expects:  data with prompt and completion. Two functions of the whole distribution at every token, without a pass of their
+    own; with samples the distributions are kept, which takes memory: vocabulary x tokens of a pass.
+Source:  arXiv:2509.26313; no code was found. Rewards 1 and a small negative number, K = 256 and the reward without
+    gradient are the paper's; penalty = 0.1 and temperature = 1.3 are from memory.
+Deviations:  samples=0, the expectation, is the default: the paper draws K = 256. The mean is over the tokens of the
+    batch, theirs over a completion's and then over completions: aggregate=SequenceMean().
 Not this:  a rollout: the context is the demonstration's throughout.
 """
 
