@@ -42,6 +42,10 @@ COLUMNS = {
         "RT", "float", "log-prob under the policy at the start of the step, where old_logp is an older one's"
     ),
     "masked_logp": Column("RT", "float", "log-prob before the update, with a part of the prompt hidden"),
+    "mismatched_logp": Column(
+        "RT", "float", "log-prob of the completion after another prompt of the step, before the update"
+    ),
+    "mismatched_ref_logp": Column("RT", "float", "the same under the frozen reference policy"),
     "reward": Column("R", "float", "reward of the completion"),
     "token_reward": Column("RT", "float", "reward per token, the completion's included"),
     "label": Column("R", "float", "probability that the row is the preferred one of its pair, or is desirable"),

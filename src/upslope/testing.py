@@ -59,11 +59,9 @@ def batch_of(
         "expected_reward": 0.25 + 0.5 * (group % 2).double(),
         "hidden": normal(*mask.shape, 4),
         "label": reward.clamp(0, 1),
-        "mean": torch.stack([logp.sin(), logp.cos()], -1),
-        "old_mean": torch.stack([logp.sin() + 0.1, logp.cos() + 0.1 * logp], -1),
-        "ref_mean": torch.stack([logp.sin() - 0.1, logp.cos()], -1),
-        "noise_scale": 0.2 + logp.exp(),
-        "step_size": 0.1 + 0.1 * logp.exp(),
+        **_gaussian(logp),
+        "mismatched_logp": logp - 1,
+        "mismatched_ref_logp": 1.1 * logp - 1,
         "grad_norm_squared": ((1 - logp.exp()) ** 2 * mask).sum(1),
         "predicted_gain": -0.01 * logp,
         "predicted_shift": 1e-4 * logp**2,
@@ -74,6 +72,17 @@ def batch_of(
     if "log_distribution" not in made and made["tokens"].shape == made["logp"].shape:
         made["log_distribution"] = _distribution(made["logp"].detach(), made["tokens"], rest)
     return Batch(**made)
+
+
+def _gaussian(logp: Tensor) -> dict[str, Tensor]:
+    """Columns of a denoising sampler, made up from log-probs [R, T]."""
+    return {
+        "mean": torch.stack([logp.sin(), logp.cos()], -1),
+        "old_mean": torch.stack([logp.sin() + 0.1, logp.cos() + 0.1 * logp], -1),
+        "ref_mean": torch.stack([logp.sin() - 0.1, logp.cos()], -1),
+        "noise_scale": 0.2 + logp.exp(),
+        "step_size": 0.1 + 0.1 * logp.exp(),
+    }
 
 
 def _distribution(logp: Tensor, tokens: Tensor, rest: Tensor) -> Tensor:

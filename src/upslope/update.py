@@ -11,6 +11,7 @@ from torch import Tensor
 from upslope.batch import Batch
 from upslope.collect import seeded
 from upslope.learner import AdamStep, Halves, Learner, MicroBatch, NotFiniteError, RateRule, StepResult
+from upslope.parts.altered import mismatched
 from upslope.recipe import Observation, Part, Recipe, State
 from upslope.rollout import Rollouts
 from upslope.teaching import Teaching
@@ -18,7 +19,9 @@ from upslope.teaching import Teaching
 MODEL_COLUMNS = frozenset({"logp", "entropy", "hidden", "log_distribution"})
 """Columns that the policy computes, with gradient, for every micro-batch."""
 
-SCORED_COLUMNS = frozenset({"ref_logp", "teacher_logp", "anchor_logp", "grad_norm_squared"})
+SCORED_COLUMNS = frozenset(
+    {"ref_logp", "teacher_logp", "anchor_logp", "mismatched_logp", "mismatched_ref_logp", "grad_norm_squared"}
+)
 """Columns without gradient that `Updater` adds for any recipe that reads them."""
 
 
@@ -154,6 +157,10 @@ class Updater:
                 made["old_logp"] = made["logp"] = self._in_passes(rollouts, _columns_of(policy, rollouts, "logp"))
             if "anchor_logp" in needs:
                 made["anchor_logp"] = self._in_passes(rollouts, _columns_of(policy, rollouts, "logp"))
+            for name, scorer in {"mismatched_logp": policy, "mismatched_ref_logp": self.actors.reference}.items():
+                if name in needs:
+                    other = mismatched(rollouts, policy.context_length)
+                    made[name] = self._in_passes(other, _columns_of(scorer, other, "logp"))
             if "masked_logp" in needs:
                 altered = altered_prompts(recipe, rollouts, policy.tokenizer, seeded(*key, "altered prompts"))
                 made["masked_logp"] = self._in_passes(altered, _columns_of(policy, altered, "logp"))
