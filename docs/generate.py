@@ -31,7 +31,7 @@ def page(method: Method) -> str:
         f"**Family:** {method.family}",
     ]
     lines += ["", "```text", sections["Formula"], "```", ""]
-    for heading in HEADINGS:
+    for heading in (*HEADINGS, "Claim"):
         if sections.get(heading):
             lines += [f"## {heading}", "", sections[heading], ""]
     lines += ["## As assembled", "", "```text", describe(method.name), "```", ""]
@@ -51,16 +51,38 @@ def page(method: Method) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table() -> str:
-    """One row per method: name, what it does, paper, presets."""
-    rows = ["| method | what it does | paper | presets |", "|---|---|---|---|"]
-    for name in list_methods():
-        method = find(name)
-        paper = f"[{method.paper}]({method.url})" if method.url else method.paper
-        what = method.summary.partition(": ")[2] or method.summary
-        presets = ", ".join(f"`@{system}`" for system in method.presets)
-        rows.append(f"| `{name}` | {what} | {paper} | {presets} |")
-    return "\n".join(rows)
+FAMILIES = {
+    "rlvr": "Reinforcement learning with verifiable rewards",
+    "preference": "Preferences",
+    "distill": "Distillation",
+    "supervised": "Supervised",
+    "hybrid": "Demonstrations and rewards together",
+    "rlhf": "Reinforcement learning from human feedback",
+}
+
+
+def tables(link: bool) -> str:
+    """A table per family, one row per method: name (with a link to its page), what it does, paper, presets."""
+    lines: list[str] = []
+    families = {find(name).family for name in list_methods()}
+    for family in sorted(
+        families, key=lambda one: (list(FAMILIES).index(one) if one in FAMILIES else len(FAMILIES), one)
+    ):
+        lines += [
+            f"### {FAMILIES.get(family, family)}",
+            "",
+            "| method | what it does | paper | presets |",
+            "|---|---|---|---|",
+        ]
+        for name in list_methods(family=family):
+            method = find(name)
+            paper = f"[{method.paper}]({method.url})" if method.url else method.paper
+            what = method.summary.partition(": ")[2] or method.summary
+            presets = ", ".join(f"`@{system}`" for system in method.presets)
+            shown = f"[`{name}`]({name}.md)" if link else f"`{name}`"
+            lines.append(f"| {shown} | {what} | {paper} | {presets} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def main() -> None:
@@ -70,7 +92,7 @@ def main() -> None:
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
-    updated = f"{before}{START}\n{table()}\n{END}{after}"
+    updated = f"{before}{START}\n{tables(link=False)}\n{END}{after}"
     if check:
         sys.exit(
             0 if updated == text else "README.md: the table of methods is out of date. Run python docs/generate.py"
@@ -80,14 +102,13 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     for name in list_methods():
         (folder / f"{name}.md").write_text(page(find(name)), encoding="utf-8")
-    head, rule, *rows = table().splitlines()
-    linked = [
-        row.replace(f"| `{name}` |", f"| [`{name}`]({name}.md) |", 1)
-        for name, row in zip(list_methods(), rows, strict=True)
-    ]
-    (folder / "index.md").write_text("\n".join(["# Methods", "", head, rule, *linked]) + "\n", encoding="utf-8")
+    (folder / "index.md").write_text(f"# Methods\n\n{tables(link=True)}\n", encoding="utf-8")
     for source, target in ((README, "index.md"), (README.parent / "CONTRIBUTING.md", "write-a-method.md")):
-        text = source.read_text(encoding="utf-8").replace("](docs/", "](").replace("](CONTRIBUTING.md)", "](write-a-method.md)")
+        text = (
+            source.read_text(encoding="utf-8")
+            .replace("](docs/", "](")
+            .replace("](CONTRIBUTING.md)", "](write-a-method.md)")
+        )
         (DOCS / target).write_text(text, encoding="utf-8")
     print(f"{len(list_methods())} method pages in {folder}")
 

@@ -85,9 +85,8 @@ class Method:
         return str(test) if (METHODS.parents[2] / test).exists() else None
 
     def claim(self) -> str:
-        """What became of the paper's claim at our scale: the page's `Claim` line, or "not tested"."""
-        match = re.search(r"^Claim:\s*(.+)", self.page, flags=re.MULTILINE)
-        return match[1] if match else "not tested"
+        """What became of the paper's claim at our scale: what the page says under `Claim`, or "not tested"."""
+        return " ".join(self.sections().get("Claim", "not tested").split())
 
     def section(self, heading: str) -> str | None:
         """The text under one of HEADINGS in the page, or None."""
@@ -98,7 +97,7 @@ class Method:
         found = {"Formula": ""}
         current = "Formula"
         for line in self.page.strip().splitlines()[1:]:
-            match = re.match(rf"({'|'.join(HEADINGS)})([^:]*):\s*(.*)", line)
+            match = re.match(rf"({'|'.join((*HEADINGS, 'Claim'))})([^:]*):\s*(.*)", line)
             if match:
                 current = match[1]
                 found[current] = f"{match[2].strip()}: {match[3]}" if match[2].strip() else match[3]
@@ -260,7 +259,7 @@ def describe(name: str, **settings: Any) -> str:
     lines = [f"{recipe.name}: {found.title}", f"{found.url or found.paper}", "", *objective(recipe), "", "parts"]
     lines += [f"  {key:<{width}}  {part}" for key, part in recipe.parts().items()]
     lines += [f"reads {', '.join(sorted(recipe.needs)) or 'nothing'} besides logp and mask"]
-    for heading in ("Expects", "Deviations", "Not this"):
+    for heading in ("Expects", "Deviations", "Not this", "Claim"):
         text = found.section(heading)
         if text:
             lines += ["", f"{heading}: " + " ".join(text.split())]
