@@ -159,10 +159,11 @@ def check_invariances(recipe: Recipe, batch: Batch) -> None:
     prepared = recipe.prepare(batch)
     loss, gradient = value_and_gradient(recipe, prepared)
 
-    logp = batch.logp.clone().requires_grad_()
-    recipe(batch.replace(logp=logp))[0].backward()
-    assert logp.grad is not None
-    _same(recipe, "calling the recipe", logp.grad, gradient)
+    leaves = {name: getattr(batch, name).clone().requires_grad_() for name in {"logp"} | ({"value"} & recipe.needs)}
+    recipe(batch.replace(**leaves))[0].backward()
+    assert any(leaf.grad is not None for leaf in leaves.values())
+    called = leaves["logp"].grad  # None where only `value` is learned from, as in a reward model
+    _same(recipe, "calling the recipe", torch.zeros_like(gradient) if called is None else called, gradient)
 
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(3))
     shuffled_loss, shuffled_gradient = value_and_gradient(recipe, recipe.prepare(batch.select(order)))
