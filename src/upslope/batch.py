@@ -35,6 +35,8 @@ COLUMNS = {
     "behavior_logp": Column("RT", "float", "log-prob under the distribution that was sampled from"),
     "ref_logp": Column("RT", "float", "log-prob under the frozen reference policy", "or drop the part with PART=None"),
     "teacher_logp": Column("RT", "float", "log-prob under the teacher", "pass the teacher's, or train with --teacher"),
+    "teacher_kl": Column("RT", "float", "KL(policy || teacher) of the next-token distributions, before the update"),
+    "divergence": Column("RT", "float", "of the policy's next-token distribution from the teacher's, with gradient"),
     "entropy": Column("RT", "float", "entropy of the policy's next-token distribution, in nats"),
     "value": Column("RT", "float", "the critic's value of the state before each token, with gradient"),
     "old_value": Column("RT", "float", "the critic's value before the update", "pass value.detach() on-policy"),

@@ -66,6 +66,8 @@ def batch_of(
         "predicted_gain": -0.01 * logp,
         "predicted_shift": 1e-4 * logp**2,
         "teacher_logp": logp + 0.3 * normal(*mask.shape),
+        "teacher_kl": 0.2 + 0.1 * logp.sin(),
+        "divergence": 0.3 + 0.2 * logp.cos(),
     }
     made = {**made, **columns}
     rest = normal(*mask.shape, VOCABULARY)
@@ -159,10 +161,11 @@ def check_invariances(recipe: Recipe, batch: Batch) -> None:
     prepared = recipe.prepare(batch)
     loss, gradient = value_and_gradient(recipe, prepared)
 
-    leaves = {name: getattr(batch, name).clone().requires_grad_() for name in {"logp"} | ({"value"} & recipe.needs)}
+    learned = {"logp"} | ({"value", "divergence"} & recipe.needs)
+    leaves = {name: getattr(batch, name).clone().requires_grad_() for name in learned}
     recipe(batch.replace(**leaves))[0].backward()
     assert any(leaf.grad is not None for leaf in leaves.values())
-    called = leaves["logp"].grad  # None where only `value` is learned from, as in a reward model
+    called = leaves["logp"].grad  # None where only another is learned from, as in a reward model
     _same(recipe, "calling the recipe", torch.zeros_like(gradient) if called is None else called, gradient)
 
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(3))

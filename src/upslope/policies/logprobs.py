@@ -11,7 +11,7 @@ from upslope.policies.passes import Pass
 from upslope.recipe import Observation
 
 POSITIONS = 2048  # at once, where whole distributions are observed
-ENTRIES = 1 << 22  # of whole distributions at once, where two are compared
+ENTRIES = 1 << 20  # of whole distributions at once, where two are compared
 Comparison = Callable[[Tensor, Tensor], Tensor]
 """Log-probs of the whole vocabulary, the policy's [M, V] and another model's [M, V], to a number per position [M]."""
 
