@@ -6,7 +6,7 @@
 
 Differs from dpo:  the term nll, with eta beta = 0.005 * 0.01; beta 0.01.
 Limits:  eta = 0 is dpo.
-Expects:  as dpo; no further pass. eta beta is one number, the coefficient of the term: where beta changes, eta does.
+Expects:  as dpo; no further pass. eta beta is one setting, coefficient: where only beta changes, eta does.
 Source:  Liu et al. 2024 (arXiv:2405.16436), whose baseline completion y0 is in practice the preferred one; rpo_trainer.py of the
     authors. eta 0.005 and beta 0.01 for chat models (Zephyr-beta; 0.05 for Gemma).
     `rpo_sft@average`: the authors' form for reasoning, eta = 0.2 times the mean over tokens, not times beta; beta 0.5.
@@ -16,15 +16,15 @@ Not this:  slic_hinge has the same term beside a hinge without reference. A rewa
 """
 
 from upslope.methods.preference.dpo import dpo
-from upslope.methods.supervised.sft import NegativeLogLikelihood
 from upslope.parts.aggregate import SequenceMean, SequenceSum, TokenMean
+from upslope.parts.likelihood import NegativeLogLikelihood
 from upslope.parts.preference import PreferenceLoss, Preferred
 from upslope.recipe import Part, Recipe, Term
 from upslope.registry import method, preset
 
 
 def _with_likelihood(beta: float, aggregate: Part, coefficient: float) -> Recipe:
-    likelihood = Term(NegativeLogLikelihood(), aggregate, rows=Preferred(), coefficient=coefficient)
+    likelihood = Term(NegativeLogLikelihood(coefficient=coefficient), aggregate, rows=Preferred())
     return dpo().replace(surrogate=PreferenceLoss(beta=beta), terms=(likelihood,))
 
 

@@ -16,8 +16,8 @@ Not this:  a hinge per token.
 """
 
 from upslope.methods.preference.dpo import dpo
-from upslope.methods.supervised.sft import NegativeLogLikelihood
 from upslope.parts.aggregate import SequenceSum
+from upslope.parts.likelihood import NegativeLogLikelihood
 from upslope.parts.preference import PreferenceLoss, Preferred
 from upslope.recipe import Recipe, Term
 from upslope.registry import method, preset
@@ -29,7 +29,7 @@ from upslope.registry import method, preset
     parent="dpo",
 )
 def slic_hinge() -> Recipe:
-    anchor = Term(NegativeLogLikelihood(), SequenceSum(), rows=Preferred(), coefficient=0.1)
+    anchor = Term(NegativeLogLikelihood(coefficient=0.1), SequenceSum(), rows=Preferred())
     return dpo().replace(surrogate=PreferenceLoss(beta=1.0, link="hinge", reference=False), terms=(anchor,))
 
 
