@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from upslope.batch import Batch
-from upslope.recipe import Part
+from upslope.recipe import Part, Stats
 
 
 @dataclass(frozen=True)
@@ -31,3 +31,6 @@ class NegativeLogLikelihood(Part):
         p = batch.logp.detach().exp()
         weight = p if self.weighting == "probability" else p * (1 - p)
         return -self.coefficient * weight * batch.logp
+
+    def stats(self, batch: Batch) -> Stats:
+        return {} if self.weighting == "none" else {"nll": -batch.logp}

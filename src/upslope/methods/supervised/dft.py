@@ -9,7 +9,8 @@ Limits:  its gradient is that of -p. A token of probability 1 has weight 1; one 
 Expects:  data with prompt and completion, which the model half knows: what it finds impossible it does not learn.
 Source:  Wu et al. 2025 (arXiv:2508.05629); the loss as in TRL's sft_trainer.py (dft_loss).
 Deviations:  none known.
-Not this:  the value of the loss is not a likelihood: -p ln p falls for tokens that become improbable, too.
+Not this:  the value of the loss is no measure of fit: -p ln p falls for tokens that become improbable, too. The statistic
+    nll is the likelihood's.
 """
 
 from upslope.methods.supervised.sft import sft

@@ -64,7 +64,7 @@ class ImplicitReward(Part):
         return -(inside / (1 + inside)) - beyond
 
     def stats(self, batch: Batch) -> Stats:
-        return {"implicit_reward": self._reward(batch)}
+        return {"implicit_reward": self._reward(batch), "nll": -batch.logp}
 
     def _reward(self, batch: Batch) -> Tensor:
         if self.per == "token":

@@ -27,7 +27,7 @@ from upslope.batch import Batch
 from upslope.errors import UsageError
 from upslope.methods.supervised.sft import sft
 from upslope.parts.hashing import uniform_of
-from upslope.recipe import Observation, Part, Recipe
+from upslope.recipe import Observation, Part, Recipe, Stats
 from upslope.registry import method
 
 
@@ -67,6 +67,9 @@ class OneTokenRollout(Part):
         if self.samples:
             return self._sampled(batch)
         return self.penalty * batch.other_tokens - batch.target_chance.detach() * batch.logp
+
+    def stats(self, batch: Batch) -> Stats:
+        return {"nll": -batch.logp}
 
     def _chances(self, log_probs: Tensor) -> Tensor:
         return (log_probs.detach() / self.temperature).softmax(-1)
