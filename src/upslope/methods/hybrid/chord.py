@@ -11,8 +11,8 @@ Differs from grpo:  an expert row per group, in no baseline; its likelihood; the
 Limits:  mu = 0 is grpo with a token mean and without KL, mu = 1 sft, on the expert's rows. With w = sg[p]
     (weighting="probability") the expert's part is dft.
 Expects:  an expert's completion per prompt: the task's reference answer, or the column that rollout.reference_column
-    names; it need not please the verifier. group_size=9 are 8 of the policy and 1 of the expert. decay counts steps of
-    the run: 200 is theirs.
+    names; it need not please the verifier. group_size=9 are 8 of the policy and 1 of the expert, whose rows take one more
+    forward pass. decay counts steps of the run: 200 is theirs.
 Source:  Zhang et al. 2025 (arXiv:2508.11408); Trinity-RFT (chord_policy_loss.py). mu: peak 0.9, valley 0.05, no warm-up,
     200 steps. phi: mu = 0.1 throughout. lr 1e-6, 32 prompts, 64 expert completions.
 Deviations:  the expert's completions are those of the step's prompts; theirs are drawn from a set of their own, twice as

@@ -12,7 +12,7 @@ Limits:  gate=-1 is dr_grpo without a clip, gate=8 (all own completions) is sft.
     likelihood are those that have no policy gradient.
 Expects:  rewards in {0, 1}; a demonstration per prompt: the task's reference answer, or the column that
     rollout.reference_column names. group_size=9 are 8 of the policy and the demonstration. What is dropped is computed
-    all the same.
+    all the same, the entropy with gradient, too, and the demonstrations take a forward pass of their own before.
 Source:  Lv et al. 2025 (arXiv:2509.04419); the authors' code (TsinghuaC3I/Unify-Post-Training, mix_trainer.py
     select_on_off_ada_balance, train.sh): gate 0 for Qwen2.5-Math, 2 for Llama; terms[0].coefficient 0.3 at 1.5B; lr 5e-6,
     gradients clipped at 80.
