@@ -56,13 +56,13 @@ def score(policy, rollouts):
 def test_replay_uses_rows_of_the_window_as_they_were(policy):
     recipe = make("grpo", replay=0.5, replay_window=2, group_size=2)
     found, state = steps(collector(policy, recipe), 12)
-    new = [step for step, one in enumerate(found) if not one.replayed]
+    new = [step for step, one in enumerate(found) if one.sampled]
     assert 3 < len(new) < 10
     for step, one in enumerate(found):
-        if one.replayed:
+        if not one.sampled:
             origin = found[step - int(one.metrics["replay/age"])]
             assert one.metrics["replay/age"] in (1, 2)
-            assert not origin.replayed
+            assert origin.sampled
             assert torch.equal(one.rollouts.tokens, origin.rollouts.tokens)
             for column in ("old_logp", "reward", "group", "prompt_key", "valid"):
                 assert torch.equal(getattr(one.batch, column), getattr(origin.batch, column))
