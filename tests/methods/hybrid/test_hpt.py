@@ -108,5 +108,5 @@ def test_a_failed_own_reward_is_not_a_solved_one_and_the_share_of_imitation_is_l
 
 def test_defaults():
     recipe = make("hpt")
-    assert (recipe.rollout.group_size, recipe.rollout.reference_rows, recipe.weight.gate) == (9, 1, 0)
+    assert (recipe.rollout.group_size, recipe.rollout.reference_rows, recipe.advantage.gate) == (9, 1, 0)
     assert [term.surrogate.coefficient for term in recipe.terms] == [1.0, 0.001]

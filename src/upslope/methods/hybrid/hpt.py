@@ -40,20 +40,27 @@ from upslope.registry import method
 
 
 @dataclass(frozen=True)
-class SolveGate(Part):
-    """The column imitates [R] bool: whether the prompt's demonstration is learned, since at most `gate` own rows solve it."""
+class SolveGate(MixedBaseline):
+    """A [R], and the column imitates [R] bool: whether the prompt's demonstration is learned, as above."""
 
     gate: int = 0
     correct_above: float = 0.5
-    formula: ClassVar[str] = "imitates where at most {gate} own completions have a reward over {correct_above}"
-    needs: ClassVar[frozenset[str]] = frozenset({"reward", "group", "source"})
     makes: ClassVar[frozenset[str]] = frozenset({"imitates"})
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Reads `source`, to tell who solved."""
+        return super().needs | {"source"}
+
+    def describe(self) -> str:
+        unsolved = f"at most {self.gate} of the policy's rewards are over {self.correct_above:g}"
+        return f"{super().describe()}; a group is unsolved where {unsolved}"
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:  # type: ignore[override]
         solved = batch.valid & ~is_expert(batch) & (batch.reward > self.correct_above)
         count = torch.zeros(int(batch.group.max()) + 1, dtype=torch.int64, device=solved.device)
         count.index_add_(0, batch.group, solved.to(torch.int64))
-        return {"imitates": count[batch.group] <= self.gate}
+        return {"advantage": super().__call__(batch), "imitates": count[batch.group] <= self.gate}
 
     def stats(self, batch: Batch) -> Stats:
         return {"hpt/imitates": batch.imitates.to(batch.dtype)}
@@ -61,11 +68,14 @@ class SolveGate(Part):
 
 @dataclass(frozen=True)
 class Routed(Part):
-    """A term's `rows`, [R] bool: own rows of prompts that do not imitate, demonstrations of those that do, or both."""
+    """A term's `rows`, [R] bool: the policy's of prompts that do not imitate, demonstrations of those that do, or both."""
 
     which: Literal["policy", "expert", "both"] = "both"
-    formula: ClassVar[str] = "{which} of what the gate keeps"
     needs: ClassVar[frozenset[str]] = frozenset({"source", "imitates"})
+
+    def describe(self) -> str:
+        policy, expert = "the policy's completions of solved groups", "the demonstrations of unsolved groups"
+        return {"policy": policy, "expert": expert, "both": f"{policy} and {expert}"}[self.which]
 
     def __call__(self, batch: Batch) -> Tensor:
         expert = is_expert(batch)
@@ -77,8 +87,7 @@ class Routed(Part):
 def hpt() -> Recipe:
     return dr_grpo().replace(
         rollout=Sample(group_size=9, reference_rows=1),
-        advantage=MixedBaseline(scale=None, among="policy"),
-        weight=SolveGate(gate=0),
+        advantage=SolveGate(scale=None, among="policy", gate=0),
         rows=Routed("policy"),
         surrogate=ImportanceRatio(),
         aggregate=TokenSum(scale=1 / 8192),
