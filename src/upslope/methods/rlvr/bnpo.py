@@ -17,6 +17,8 @@ Deviations:  equal success rates (v = 0): their code gives NaN or raises; here f
     A lone completion of a prompt: their baseline is 0; here its own reward, so no signal. One reward: the paper's sum of
     advantages over several components (accuracy, format) is not here.
 Not this:  TRL's loss_type="bnpo", a token mean over the local batch: aggregate=LocalTokenMean(), for any method.
+Claim:  lower variance: not seen; in the exact lab its noise is dr_grpo's within 5 % on rewards of right or wrong. In the
+    study "degenerate" (5 seeds) it is grpo within 0.005.
 """
 
 from dataclasses import dataclass

@@ -18,6 +18,8 @@ Deviations:  the paper's k / floor(K / 2) in the exponent of beta is 2 progress 
     left, that of the bonus. The statistic entropy/outside is the share of tokens that the code's penalty counts. The code
     also keeps one average per turn of the episode, penalizes late turns only, and weighs by another schedule.
 Not this:  a target for the entropy: the band moves with the average, and with low=0 it has no lower end.
+Claim:  steadier entropy: in the study "entropy" (5 seeds, leg_counting) it ends at 0.243 [0.226, 0.262] beside grpo's 0.221
+    [0.205, 0.231], at the same pass@1. Its setting of many turns is not tested.
 """
 
 import math

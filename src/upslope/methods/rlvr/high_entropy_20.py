@@ -13,6 +13,9 @@ Deviations:  the quantile is that of the whole step, the denominator that of eac
     anew for every micro-batch.
 Not this:  denominator="kept" divides by the kept tokens (a gradient about 1 / rho times as long): re-implementations that clear
     the response mask. scope="response" takes the quantile within each completion, so that every one keeps its fifth.
+Claim:  a fifth of the tokens suffices: entropy stays higher in the study "entropy" (5 seeds, leg_counting), 0.294 [0.275,
+    0.320] beside grpo's 0.221, but at equal rollouts pass@1 is lower by 0.072 [0.042, 0.109], pass@8 the same. Answers of a
+    few tokens have few that do not matter.
 """
 
 from dataclasses import dataclass

@@ -16,6 +16,8 @@ Deviations:  cov and S are over the mini-batch; the code's are over each micro-b
     random. The paper writes a KL divergence; its code and this method take |logp - old_logp|, whose gradient in logp is 1 or
     -1. The authors' runs also sample until enough groups have rewards that differ: curriculum="dapo" (from memory).
 Not this:  a KL to the reference: the penalty is against the policy that sampled, and pulls each way with the same force.
+Claim:  keeps entropy: not seen in the study "entropy" (5 seeds, 480 updates, leg_counting), neither at 2e-3 nor at 2 % of
+    the tokens: entropy and pass@1 are those of grpo within the intervals.
 """
 
 from dataclasses import dataclass

@@ -19,6 +19,8 @@ Deviations:  the lowest logp are those of the mini-batch; the code's are those o
     memory) is pi' > 0 alone. The code bounds k3 by 10, here logp - log pi' is kept within +-20; it does not clip tokens of S,
     here the clip's lower bound, 0 by default, does not act on them; and where share gives a single token it selects none.
 Not this:  an entropy bonus: tokens that the sampling policy already held for noise are left to fall.
+Claim:  keeps entropy and useful rare tokens: in the study "entropy" (5 seeds, leg_counting) entropy is grpo's; pass@1 is
+    +0.016 [-0.015, +0.047], not distinguishable from it.
 """
 
 import math

@@ -22,6 +22,9 @@ Deviations:  norm="proxy" is sum over tokens of |e_a - pi|^2, the squared norm w
     leaves out how the network couples tokens. The averages (ema = 0.9) are made before S is cut at 0, so that noise alone has no
     signal. The rate scales AdamW's step, while the derivation is for plain gradient descent.
 Not this:  the sample's own reward in b* biases the gradient by O(1 / G), as it does in grpo; leave_one_out=True does not.
+Claim:  a rate from the signal: reproduced. At ten times the default rate (study "aggressive", 5 seeds) pass@1 ends at 0.863
+    [0.826, 0.876], where grpo falls to 0.201, and grpo at the default rate reaches 0.840. Less variance by b*: in the exact
+    lab only from groups of about 8.
 """
 
 from collections.abc import Mapping

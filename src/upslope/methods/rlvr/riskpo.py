@@ -26,6 +26,8 @@ Deviations:  quantiles: "track" uses the tracked ones (in the first step the bat
     their grid of 19, since no level reads another; their baseline by the integral over the grid is off in their scripts
     and absent here.
 Not this:  a risk measure over tokens or over one prompt's completions; bundles are of different prompts.
+Claim:  more from hard prompts: not seen in the study "degenerate" (5 seeds): -0.026 [-0.041, -0.012] on very easy prompts;
+    on very hard ones no method learns.
 """
 
 from collections.abc import Callable

@@ -19,6 +19,8 @@ Deviations:  a tracker starts at alpha = beta = 1/2, as theirs without offline s
     before the run: first_look=8 does so when a prompt is first drawn, by the policy of then. D is taken before a step's update,
     theirs after it. They draw by weight from a larger batch of the epoch, here from all prompts. Token mean: verl's default.
 Not this:  a critic: v is of the prompt alone. A prompt that stands twice among the training examples has one tracker.
+Claim:  more from the same rollouts where groups would be degenerate: reproduced on very easy prompts, +0.011 [+0.004,
+    +0.019] of grpo's (study "degenerate", 5 seeds); on very hard ones no method learns.
 """
 
 from collections.abc import Sequence
