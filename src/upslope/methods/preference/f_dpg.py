@@ -11,7 +11,7 @@
 Differs from reinforce:  the pseudo-reward -f'(u) with its baseline in place of the reward. The partition function per prompt and
     the window of the baseline are remembered from step to step.
 Limits:  E[f'(u) grad log policy] is the gradient of D_f(policy || target). reverse_kl with the reward target is reinforce on
-    R / beta less the log-ratio to the reference, but for a constant per prompt: KL-penalized REINFORCE. At the target u = 1 for all.
+    R / beta less the log-ratio to the reference, but for a constant per prompt: KL-penalized REINFORCE. At the target u = 1.
 Expects:  short completions, or rewards for which P / old is not dominated by few: Z is an average of whole-sequence ratios. Several
     completions per prompt, and prompts that come again.
 Source:  Go et al. 2023 (arXiv:2302.08215); the authors' naver/disco, losses/*.py and tuner.py. Jensen-Shannon, window 1024.
