@@ -8,10 +8,11 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from readings import READINGS
 
 from upslope.compare import Job, finished, plan_jobs
 from upslope.runs.metrics import read_metrics
@@ -43,7 +44,6 @@ class Study:
     arms: tuple[Arm, ...]
     figures: tuple[str, ...]
     curves: tuple[str, ...] = ()
-    reading: str = field(default="", compare=False)
 
 
 WARM = Arm("warm", steps=150)
@@ -200,8 +200,8 @@ def write(name: str, study: Study, runs: Path, seeds: int, out: Path) -> None:
         lines += arm_table(study, arm, jobs)
         for curve in study.curves:
             lines += ["", f"Mean {curve} over the run:", "", *curve_table(study, arm, jobs, CURVES[curve])]
-    if study.reading:
-        lines += ["", "## Reading", "", study.reading]
+    if name in READINGS:
+        lines += ["", "## Reading", "", READINGS[name]]
     (out / f"study_{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

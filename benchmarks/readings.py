@@ -1,0 +1,23 @@
+"""What the learning studies say, in words: written after looking at the tables of the run that is committed."""
+
+READINGS = {
+    "first": """With one update per step every method is on-policy: clips do nothing, and `gspo` and `gmpo` are the same run. Most
+differences from `grpo` are smaller than the spread over seeds. `reinforce` without a baseline is ahead: with rewards of 0 and 1
+it only raises what was right, which sharpens the policy faster (it ends with the lowest entropy). `dapo` samples half as much
+again for a step; read at equal rollouts it is behind.""",
+    "entropy": """Entropy falls from 0.52 to about 0.25 and pass@8 does not fall with it: the collapse that these methods are
+made against does not happen here within 480 updates. `clip_cov`, `kl_cov`, `aepo_arbitrary` and `lp_reg` cannot be told from
+GRPO by entropy, pass@1 or pass@8. `epo_agent` ends with a little more entropy at the same pass@1. `high_entropy_20` keeps most
+entropy and learns more slowly: with answers of a few tokens there are few tokens that do not matter. At the published share of
+2e-4 `clip_cov` selects one token of a mini-batch; two percent do not change the picture.""",
+    "degenerate": """Very easy prompts (a model that solves 93 % of them): two groups of three have equal rewards.
+`spo_single_stream` gains a little over GRPO at equal rollouts, `dapo` about as much, `bnpo` nothing; the comparison between
+prompts in `copo`, and `riskpo`'s advantages, which are never positive, cost accuracy. Very hard prompts (1 % solved): no method
+learns from 10,240 rollouts, and all end below where they began.""",
+    "length": """Answers have five tokens, so no bias towards length can show: `dr_grpo`, `hapo` and `gtpo_trajectory` are as GRPO
+within a hundredth, in length, too. `disco` with its published constraint is far slower at four updates per step, as the exact
+lab explains: on stale rows the constraint is the larger part of its gradient.""",
+    "aggressive": """At ten times the learning rate GRPO learns a little and then breaks. `oblr_po`, whose rate follows the gradient's
+signal-to-noise ratio, is as good as GRPO at the small rate, or better. `capo_curvature` breaks, too, and further: its
+published bounds are absolute, for steps of 1.5e-5, and reject a third and more of the tokens here instead of under a tenth.""",
+}
