@@ -17,7 +17,7 @@ learns from 10,240 rollouts, and all end below where they began.""",
     "length": """Answers have five tokens, so no bias towards length can show: `dr_grpo`, `hapo` and `gtpo_trajectory` are as GRPO
 within a hundredth, in length, too. `disco` with its published constraint is far slower at four updates per step, as the exact
 lab explains: on stale rows the constraint is the larger part of its gradient.""",
-    "aggressive": """At ten times the learning rate GRPO learns a little and then breaks. `oblr_po`, whose rate follows the gradient's
-signal-to-noise ratio, is as good as GRPO at the small rate, or better. `capo_curvature` breaks, too, and further: its
+    "aggressive": """At ten times the learning rate GRPO learns a little and then breaks. `oblr_po`, whose rate follows the
+gradient's signal-to-noise ratio, is as good as GRPO at the small rate, or better. `capo_curvature` breaks, too, and further: its
 published bounds are absolute, for steps of 1.5e-5, and reject a third and more of the tokens here instead of under a tenth.""",
 }

@@ -9,7 +9,9 @@ def objective(recipe: Recipe) -> list[str]:
     """Lines such as `loss = mean over rows of [ ... + 0.04 * k3(logp, ref_logp) ]`, then one per stage before it."""
     main, *further = recipe.all_terms()
     lines = [f"loss = {_term(main, weighted=recipe.weight is not None)}"]
-    lines += [f"     + {term.coefficient:g} * {_term(term, weighted=False)}" for term in further]
+    for term in further:
+        weighted = term.weighted and recipe.weight is not None
+        lines.append(f"     + {term.coefficient:g} * {_term(term, weighted=weighted)}")
     for symbol, stage in (("R", "reward"), ("A", "advantage"), ("w", "weight")):
         for part in as_tuple(getattr(recipe, stage)):
             text = part.describe()
