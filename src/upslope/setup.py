@@ -112,7 +112,9 @@ def check_columns(recipe: Recipe) -> None:
     if any(type(part).alter_prompt is not Part.alter_prompt for part in parts):
         made |= {"masked_logp"}
     absent = sorted(recipe.needs - made)
-    if absent and not (sampled and type(recipe.curriculum).track is not Curriculum.track):
+    curriculum = recipe.curriculum
+    tells = isinstance(curriculum, Curriculum) and type(curriculum).track is not Curriculum.track
+    if absent and not (sampled and tells):
         listed = ", ".join(f"'{name}'{_meaning(name)}" for name in absent)
         source = "sampling" if sampled else "the data"
         raise UsageError(

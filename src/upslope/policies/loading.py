@@ -234,7 +234,7 @@ def encode_completion(
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return tokenizer(completion, add_special_tokens=False)["input_ids"] + end, completion
     before = encode(tokenizer, prompt)
-    messages = [dict(message) for message in (*prompt, *completion)]  # type: ignore[arg-type]
+    messages = [dict(message) for message in (*prompt, *completion)]
     whole: list[int] = tokenizer.apply_chat_template(messages, return_dict=False)
     text = "\n".join(message["content"] for message in completion)
     if whole[: len(before)] == before:
