@@ -9,7 +9,7 @@ Differs from reinforce_pp:  the term gepo; eight completions per prompt, from wh
 Limits:  one correct and one wrong completion make gepo dpo. coefficient = 0 is reinforce_pp. The variance is 0 where the log-ratio
     is the same for all correct completions: none of the equivalent ones is preferred to another.
 Expects:  rewards of which those over correct_above are right. Where no prompt has both kinds the term adds nothing.
-Source:  Wang et al. 2025 (arXiv:2505.12723): spread 1, weight of gepo 0.01. There is no public code, and the equations were read
+Source:  Wu et al. 2025 (arXiv:2505.12723): spread 1, weight of gepo 0.01. There is no public code, and the equations were read
     from a text in which they are images: whether the variance is that of the population, and of s without beta, is our reading.
 Deviations:  the paper's groups of equivalent and inequivalent outputs are static data (intermediate representations of one
     program); here they are the policy's own completions, sorted by the verifier. A step has one source of rows, so data of
