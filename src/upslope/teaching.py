@@ -4,7 +4,8 @@ A recipe's part asks for more than the column teacher_logp by having one of thes
 
     compares()   divergences of whole next-token distributions, as columns (Compares)
     context()    a text that the teacher reads beside the prompt, and the policy does not (Informs)
-    teacher      whose weights the teacher has where the run names none: "frozen", "live" or "ema" (Informs)
+    rewrite()    other completions in the place of those that were verified (Rewrites)
+    teacher  the teacher has where the run names none: "frozen", "live" or "ema" (Informs)
 """
 
 from collections.abc import Callable, Mapping
@@ -50,6 +51,17 @@ class Informs(Protocol):
     def context(self, rollouts: Rollouts, batch: Batch, state: State) -> tuple[list[str], State]: ...
 
 
+@runtime_checkable
+class Rewrites(Protocol):
+    """A part that changes completions after their verification and before anything is made of their tokens.
+
+    It gives, for each row, the body and the tail of its new text, or None to leave it; and metrics. Where the model's context
+    has no room for both, the body is cut. Such rows have no log-probs of the policy that sampled them.
+    """
+
+    def rewrite(self, rollouts: Rollouts, batch: Batch) -> tuple[list[tuple[str, str] | None], dict[str, float]]: ...
+
+
 def comparisons(recipe: Recipe) -> dict[str, Comparison]:
     """The functions of both distributions that the parts ask for, by column. UsageError where two are of the same name."""
     found: dict[str, Comparison] = {}
@@ -89,10 +101,25 @@ class Teaching:
     def __post_init__(self) -> None:
         self.compared = comparisons(self.recipe)
 
+    @property
+    def rewrites(self) -> list[Rewrites]:
+        """The parts that rewrite completions."""
+        return [part for _, part in self.recipe.stages() if isinstance(part, Rewrites)]
+
+    def rewritten(self, rollouts: Rollouts, batch: Batch) -> tuple[Rollouts, Batch]:
+        """The rows as the parts rewrite them; the batch then has its columns of rows, and tokens and mask."""
+        self.metrics = {}
+        for part in self.rewrites:
+            texts, self.metrics = part.rewrite(rollouts, batch)
+            rollouts = replaced(rollouts, texts, self.policy.tokenizer, self.policy.context_length)
+            kept = {name: getattr(batch, name) for name in batch if getattr(batch, name).ndim == 1}
+            zeros = torch.zeros_like(rollouts.tokens)
+            batch = Batch(**kept, logp=rollouts.logp, mask=rollouts.mask, tokens=rollouts.tokens, turn=zeros)
+        return rollouts, batch
+
     @torch.no_grad()
     def rollouts(self, rollouts: Rollouts, batch: Batch, states: State) -> tuple[Rollouts, State]:
         """The same completions after the prompts as the teacher reads them, and the parts' next states."""
-        self.metrics = {}
         found = informing(self.recipe)
         if found is None:
             return rollouts, states
@@ -101,7 +128,7 @@ class Teaching:
         limit = min(self.policy.context_length, self.teacher.policy.context_length)
         told, cut = informed(rollouts, texts, self.policy.tokenizer, limit)
         told_rows = [bool(text) for text in texts]
-        self.metrics = {"teacher/informed": sum(told_rows) / max(len(texts), 1), "teacher/context_cut": float(cut)}
+        self.metrics |= {"teacher/informed": sum(told_rows) / max(len(texts), 1), "teacher/context_cut": float(cut)}
         return told, {**states, key: after} if key in states else states
 
     def compare(
@@ -164,6 +191,36 @@ def informed(rollouts: Rollouts, texts: list[str], tokenizer: Any, limit: int) -
             prompts.append(with_context(ids, said[:room], tokenizer))
         rows.append(places[key])
     return replace(rollouts, prompts=prompts, prompt=torch.tensor(rows)), cut
+
+
+def replaced(rollouts: Rollouts, texts: list[tuple[str, str] | None], tokenizer: Any, limit: int) -> Rollouts:
+    """The rollouts with these texts, each with its end token, as far as `limit` tokens leave room; log-probs 0."""
+
+    def ids_of(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    rows: list[list[int]] = []
+    for row, text in enumerate(texts):
+        if text is None:
+            rows.append(rollouts.tokens[row, : rollouts.length[row]].tolist())
+            continue
+        tail = ids_of(text[1]) + end
+        rows.append(ids_of(text[0])[: max(limit - len(rollouts.prompts[rollouts.prompt[row]]) - len(tail), 0)] + tail)
+    length = torch.tensor([len(ids) for ids in rows])
+    width = max(int(length.max()), rollouts.tokens.shape[1])
+    inside = torch.arange(width) < length[:, None]
+    tokens = torch.zeros(inside.shape, dtype=torch.int64)
+    tokens[inside] = torch.tensor([token for ids in rows for token in ids], dtype=torch.int64)
+    pad = (0, width - rollouts.mask.shape[1])
+    left = torch.tensor([text is None for text in texts]).unsqueeze(1)
+    mask = torch.where(left, torch.nn.functional.pad(rollouts.mask, pad), inside)
+    said = [old if text is None else "".join(text) for old, text in zip(rollouts.text, texts, strict=True)]
+    none = torch.zeros(inside.shape)
+    return replace(
+        rollouts, tokens=tokens, mask=mask, length=length, logp=none, behavior_logp=none, text=said, observed={}
+    )
 
 
 def with_context(ids: list[int], said: list[int], tokenizer: Any) -> list[int]:

@@ -93,6 +93,7 @@ class Updater:
     ) -> tuple[UpdateResult, State]:
         """All epochs and mini-batches over one step's rollouts; `key` seeds the order of the groups."""
         self.teaching.restore(states)
+        rollouts, batch = self.teaching.rewritten(rollouts, batch)
         told, states = self.teaching.rollouts(rollouts, batch, states)
         batch = self._score(rollouts, told, batch, key)
         prepared, states = self.recipe.credit(batch, states)
@@ -107,7 +108,7 @@ class Updater:
             mini = _MiniBatch(self.recipe, prepared.select(rows), rollouts.select(rows), told.select(rows), states)
             if self.actors.critic_learner is not None:
                 self._add(totals, self._critic_step(mini), "critic/", result)
-            step = self._policy_step(mini, None if steps else gap)
+            step = self._policy_step(mini, None if steps or self.teaching.rewrites else gap)
             self._add(totals, step, "", result)
             rates += [step.lr] if step.lr is not None else []
             states, steps = mini.states, steps + 1
