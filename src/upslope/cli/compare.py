@@ -65,11 +65,10 @@ def command(
     for job in jobs[: len(methods)]:
         make(job.method, **config_of(job).settings)
     check_jobs(jobs, config_of)
-    cores = available_cores()
-    parallel = parallel or cores
+    parallel = parallel or available_cores()
     options = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     options += [word for override in set for word in ("--set", override)]
-    threads = max(1, cores // parallel)
+    threads = max(1, available_cores() // parallel)
     failed = run_jobs(
         jobs, options, steps=steps, parallel=parallel, threads=threads, say=functools.partial(print, flush=True)
     )
