@@ -1,11 +1,11 @@
 """What a teacher says of a step's rows: its log-probs, how far the policy is from it, and what it reads beside the prompt.
 
-A recipe's part asks for more than the column teacher_logp by having one of these:
+A recipe's part asks for more than the column teacher_logp by having some of these:
 
     compares()   divergences of whole next-token distributions, as columns (Compares)
     context()    a text that the teacher reads beside the prompt, and the policy does not (Informs)
     rewrite()    other completions in the place of those that were verified (Rewrites)
-    teacher  the teacher has where the run names none: "frozen", "live" or "ema" (Informs)
+    teacher      whose weights the teacher has where the run names none: "frozen", "live" or "ema" (Informs)
 """
 
 from collections.abc import Callable, Mapping
