@@ -12,7 +12,7 @@ from upslope.recipe import Part
 
 @dataclass(frozen=True)
 class IterateReference(Part):
-    """A `weight` part: the column ref_logp becomes share * ref_logp + (1 - share) * old_logp.
+    """A `control` part: the column ref_logp becomes share * ref_logp + (1 - share) * old_logp.
 
     The reference is then ref^share * pi_t^(1 - share), up to a constant per prompt, pi_t the policy that sampled the step's
     rollouts; with share 0 it is pi_t alone, and no frozen model is needed. A step is one iteration of the method: its size is

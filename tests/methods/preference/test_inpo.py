@@ -56,7 +56,7 @@ def test_the_exact_step_is_a_stationary_point():
     best = (beats @ last / eta).exp() * ref ** (tau / eta) * last ** (1 - tau / eta)
     theta = (best / best.sum()).log().requires_grad_()
     recipe = make("inpo", share=tau / eta, surrogate=PreferenceLoss(beta=eta, link="square", pairs="reward"))
-    assert recipe.weight == IterateReference(tau / eta)
+    assert recipe.control == IterateReference(tau / eta)
     total = torch.zeros(()).double()
     for y in range(3):
         for other in range(3):

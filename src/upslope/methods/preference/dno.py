@@ -89,7 +89,7 @@ class WinRate(Part):
 def dno() -> Recipe:
     return dpo().replace(
         rollout=Sample(group_size=6, temperature=0.7, reference_rows=1),
-        weight=IterateReference(),
+        control=IterateReference(),
         surrogate=LargeMarginLoss(beta=0.1, pairs="reward"),
         update=Update(minibatches=4),
     )

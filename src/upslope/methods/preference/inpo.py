@@ -8,7 +8,7 @@ Limits:  tau = eta (share 1) is ipo of whole completions against the first refer
     is the reference. One exact step from pi_t goes to exp(P(y beats pi_t) / eta) ref^(tau / eta) pi_t^(1 - tau / eta) / Z, whose
     fixed point is the Nash policy of the game with a KL penalty tau.
 Expects:  a step is one iteration: large batches, update.minibatches steps of the optimizer on each. eta and tau are not named:
-    surrogate.beta is eta, weight.share is tau / eta. 1 / (2 eta) = 66.7 is far for short completions: a larger beta there.
+    surrogate.beta is eta, control.share is tau / eta. 1 / (2 eta) = 66.7 is far for short completions: a larger beta there.
 Source:  Zhang et al. 2024 (arXiv:2407.00617), algorithm 1 and eqs. 5 to 8. K = 8; eta = 0.0075 and tau = eta / 3 as a port by
     others quotes the paper.
 Deviations:  the paper finds best and worst by a tournament of comparisons with an oracle, which may be intransitive; here the
@@ -33,7 +33,7 @@ from upslope.registry import method
 def inpo() -> Recipe:
     return ipo().replace(
         rollout=Sample(group_size=8),
-        weight=IterateReference(share=1 / 3),
+        control=IterateReference(share=1 / 3),
         surrogate=PreferenceLoss(beta=0.0075, link="square", pairs="reward", which="extremes"),
         update=Update(minibatches=4),
     )
