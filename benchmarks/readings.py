@@ -20,4 +20,9 @@ lab explains: on stale rows the constraint is the larger part of its gradient.""
     "aggressive": """At ten times the learning rate GRPO learns a little and then breaks. `oblr_po`, whose rate follows the
 gradient's signal-to-noise ratio, is as good as GRPO at the small rate, or better. `capo_curvature` breaks, too, and further: its
 published bounds are absolute, for steps of 1.5e-5, and reject a third and more of the tokens here instead of under a tenth.""",
+    "stale": """`topr` is ahead of PPO's clip at every number of updates, and most at 16, where all others lose: failures that
+have become unlikely no longer push. With one update its lead is that of its fixed baseline. `bapo_balanced` and `gspo` cannot be
+told from PPO's clip; `cispo` falls behind at 16 updates, since its clipped tokens keep their gradient. `r2vpo` with our constants
+(its paper gives none) cannot raise its dual variable fast enough within 16 updates. `remix` reuses earlier steps in place of
+sampling; here its steps count as those that sample, so its saving of rollouts does not show, only what staleness costs.""",
 }

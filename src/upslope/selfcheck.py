@@ -117,9 +117,7 @@ def _gradient(parts: Parts, rollouts: Rollouts, tokens_per_pass: int) -> torch.T
         examples = [Example(str(prompt), "") for prompt in rollouts.prompt.tolist()]
         batch = first_batch(rollouts, outcomes, examples, parts.recipe.needs)
     assert batch is not None
-    recorder = GradientRecorder(
-        parts.recipe, parts.actors, tokens_per_pass=tokens_per_pass, lr=parts.actors.learner.lr
-    )
+    recorder = GradientRecorder(parts.recipe, parts.actors, tokens_per_pass=tokens_per_pass, lr=parts.actors.learner.lr)
     return recorder.gradient(rollouts, batch, ("self-check",))
 
 

@@ -166,8 +166,9 @@ def test_a_malformed_result_fails_every_sample_of_the_call(rewards, function, re
 
 
 def test_busy_loop_and_closed_descriptors(rewards):
-    expected = ["timed out after 2.5 s", "worker closed its connection", 0.25]
-    assert brief(outcomes(rewards, "single", ["spin", "close", "fine"], timeout=2.5)) == expected
+    spin, close, fine = brief(outcomes(rewards, "single", ["spin", "close", "fine"], timeout=2.5))
+    assert (spin, fine) == ("timed out after 2.5 s", 0.25)
+    assert close in ("worker closed its connection", "worker exited with code 1"), "whichever is seen first"
 
 
 def test_endless_hangs_are_given_up(rewards):

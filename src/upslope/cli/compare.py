@@ -44,7 +44,7 @@ def command(
         data: your own data, as for train.
         reward: your own reward, as for train.
         model: tiny, a Hugging Face folder, or a hub id.
-        teacher: a model as for --model, for methods that distill.
+        teacher: a model as for --model, for methods that distill; or the policy itself: frozen, live or ema.
         seeds: runs per method.
         steps: training steps of each run.
         parallel: runs at once; as many as there are cores where not given.

@@ -44,7 +44,7 @@ def command(
         data: JSONL, JSON, CSV or Parquet, or a datasets folder, with the columns of TRL, verl, OpenRLHF or question/answer; pairs,
             labelled completions or demonstrations for methods that learn from them.
         reward: FILE.py:FUNCTION, math, exact or regex:PATTERN; sums as `a.py:f*0.5+exact*1.0`.
-        teacher: a model as for --model, for methods that distill.
+        teacher: a model as for --model, for methods that distill; or the policy itself: frozen, live or ema.
         steps: optimizer steps' worth of rollouts to train for.
         seed: seed of prompts, sampling and initial adapters.
         out: the run's folder; a new one under runs/ where not given.

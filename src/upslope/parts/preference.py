@@ -209,7 +209,7 @@ class PreferenceLoss(Part):
         pairs, gap = self._gaps(batch)
         rows = len(batch)
         found = {
-            "pairs/accuracy": pairs.on_both((gap > 0).to(gap.dtype), rows),
+            "pairs/accuracy": pairs.on_both((gap.sign() + 1) / 2, rows),
             "pairs/margin": pairs.on_both(self.beta * gap, rows),
         }
         return found if self.pairs == "label" else {**found, "pairs/paired": pairs.on_both(torch.ones_like(gap), rows)}

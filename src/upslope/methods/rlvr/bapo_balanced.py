@@ -17,6 +17,8 @@ Deviations:  four mini-batches in two passes and 16 completions are those of the
     logged. measure="gradient" counts a token beyond its bound as 0, as its gradient is: then both moves raise the share.
 Not this:  bapo_balanced@released: c_low first, P / N >= 1 without mu, narrower ranges and a dual clip; there each micro-batch
     searches for itself. Two other papers are called BAPO. Bounds are of the ratio itself, not distances from 1.
+Claim:  holds entropy and learns on stale data: not distinguishable from PPO's clip in the study "stale" (5 seeds,
+    chain_sum): +0.007 [-0.019, +0.031] at 16 updates per step, entropy 0.158 beside 0.163.
 """
 
 from collections.abc import Iterator

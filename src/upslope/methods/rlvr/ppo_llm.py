@@ -9,6 +9,7 @@
 Differs from reinforce:  the critic and its generalized advantage; k1 in the reward; the clipped ratio; the token mean.
 Limits:  V = 0 and lam = 1 without whitening: A is the return, reinforce. V = b everywhere: reinforce with the baseline b.
 Expects:  a critic (the columns old_value and value); one completion per prompt is enough. Tool text is stepped over.
+    The critic is a second model, scored and trained: a step takes about twice as long as grpo's.
 Source:  Schulman et al. 2017 (arXiv:1707.06347), eq. 7; for language models Ouyang et al. 2022 (arXiv:2203.02155); clipping of
     the value and whitening as in Schulman's baselines, TRL's former PPOTrainer and verl.
 Deviations:  the critic has its own loss and optimizer, as usual for language models; the paper adds c1 times its loss.

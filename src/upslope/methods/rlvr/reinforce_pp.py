@@ -7,7 +7,8 @@
 
 Differs from reinforce:  k1 in the reward; the batch's whitening in place of a baseline; the clipped ratio; the token mean.
 Limits:  rewards mapped by a positive affine function give the same A (beta = 0). One completion per prompt is enough.
-Expects:  a batch large enough for its statistics; one token in all gives A = 0.
+Expects:  a batch large enough for its statistics; one token in all gives A = 0. With one completion per prompt no prompt is shared:
+    a step takes about a quarter longer than grpo's with groups of 8 and short prompts, more with long ones.
 Source:  Hu et al. 2025 (arXiv:2501.03262), algorithm 1; whitening as in verl and OpenRLHF.
 Deviations:  statistics are over tokens, so long completions weigh more, as in both code bases. Tool text is stepped over, while
     verl (018f23b) starts the return anew there, so that turns before a tool's answer earn nothing.
