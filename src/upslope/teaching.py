@@ -207,7 +207,9 @@ def replaced(rollouts: Rollouts, texts: list[tuple[str, str] | None], tokenizer:
             rows.append(rollouts.tokens[row, : rollouts.length[row]].tolist())
             continue
         tail = ids_of(text[1]) + end
-        rows.append(ids_of(text[0])[: max(limit - len(rollouts.prompts[rollouts.prompt[row]]) - len(tail), 0)] + tail)
+        rows.append(
+            ids_of(text[0])[: max(limit - len(rollouts.prompts[int(rollouts.prompt[row])]) - len(tail), 0)] + tail
+        )
     length = torch.tensor([len(ids) for ids in rows])
     width = max(int(length.max()), rollouts.tokens.shape[1])
     inside = torch.arange(width) < length[:, None]

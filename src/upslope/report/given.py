@@ -35,11 +35,11 @@ def given_verdict(run: Run) -> Verdict | None:
 
 
 def pairs_point(row: Mapping[str, Any]) -> Point | None:
-    """Pair accuracy with its Wilson interval; 1/2 where all margins are 0, as at the reference, which orders no pair."""
+    """Pair accuracy with its Wilson interval; exactly 1/2 at the reference, where all margins are 0."""
     share, count = number(row.get(PAIRS)), number(row.get("eval/prompts"))
     if share is None:
         return None
-    if share == 0 and number(row.get(MARGIN)) == 0:
+    if share == 0.5 and number(row.get(MARGIN)) == 0:
         return Point(row["step"], 0.5, (0.5, 0.5))
     return Point(row["step"], share, wilson(share, count) if count else None)
 
