@@ -152,6 +152,12 @@ def test_whatever_a_file_holds_it_is_a_config_or_refused(values):
         assert all(getattr(config, name) is not None or values[name] is None for name in values)
 
 
+@pytest.mark.parametrize("first", ["settings=", "settings=3", "optimizer=7"])
+def test_a_setting_within_what_is_no_mapping_is_refused(first):
+    with pytest.raises(UsageError, match="has no settings"):
+        merge_overrides({}, [first, "optimizer.lr=1" if "optimizer" in first else "ratio_high=1"])
+
+
 @given(
     st.lists(
         st.text(max_size=12) | st.tuples(NAMES, st.text(max_size=8)).map(lambda pair: f"{pair[0]}={pair[1]}"),

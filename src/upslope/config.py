@@ -190,12 +190,14 @@ def merge_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
             raise UsageError(f"--set takes path=value, not '{override}'. Example: --set optimizer.lr=1e-4")
         value = parse_value(text)
         head, _, rest = path.partition(".")
-        if rest and head in {*nested, "settings", "task_settings"}:
-            merged.setdefault(head, {})[rest] = value
-        elif path in names:
+        if path in names:
             merged[path] = value
-        else:
-            merged.setdefault("settings", {})[path] = value
+            continue
+        group, name = (head, rest) if rest and head in {*nested, "settings", "task_settings"} else ("settings", path)
+        inner = merged.setdefault(group, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"--set {path}: '{group}' is {inner!r} already, which has no settings. Leave one of the two out.")
+        inner[name] = value
     return merged
 
 
