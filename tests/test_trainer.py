@@ -323,3 +323,9 @@ def test_wrong_settings(toy, settings, message):
 def test_default_learning_rate_of_a_small_model_is_what_the_settings_say(toy):
     """1e-3 breaks the embedded model within ten steps."""
     assert trained(toy, steps=1).rows[1]["lr"] == pytest.approx(1e-4)
+
+
+def test_without_evaluation_it_trains_all_the_same(toy):
+    with Trainer("grpo", model=toy, task="chain_sum", steps=1, **{**SMALL, "eval": {"prompts": 0}}) as trainer:
+        assert "reward" in trainer.train().rows[-1]
+        assert not any(name.startswith("eval/") for row in trainer.rows for name in row)

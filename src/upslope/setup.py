@@ -185,7 +185,7 @@ def _open_task(config: Config, data: Any) -> Any:
         for_model=config.model,
         timeout=config.reward_timeout,
         workers=config.reward_workers,
-        eval_size=config.eval.prompts if config.task else None,
+        eval_size=max(config.eval.prompts, 1) if config.task else None,
         solved_at=config.eval.solved_at,
     )
 
