@@ -196,7 +196,9 @@ def merge_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         group, name = (head, rest) if rest and head in {*nested, "settings", "task_settings"} else ("settings", path)
         inner = merged.setdefault(group, {})
         if not isinstance(inner, dict):
-            raise UsageError(f"--set {path}: '{group}' is {inner!r} already, which has no settings. Leave one of the two out.")
+            raise UsageError(
+                f"--set {path}: '{group}' is {inner!r} already, which has no settings. Leave one of the two out."
+            )
         inner[name] = value
     return merged
 

@@ -12,6 +12,9 @@ Source:  Chowdhury et al. 2024 (arXiv:2403.00409); the formula is that of TRL, l
     the paper's text was not at hand. e 0.1, beta 0.1.
 Deviations:  none known; value and gradient equal those of TRL 1.16.
 Not this:  cdpo adds the flipped loss, and so bounds every pair.
+Claim:  better than DPO on flipped labels: not reproduced in the study "preferences" (5 seeds, 30 % flips), -0.019 [-0.031,
+    -0.006] of pass@1: flips bound DPO's margins by themselves, and this loss removes the bound. On clean labels, told of
+    flips that are not there, +0.045 [+0.033, +0.060].
 """
 
 from upslope.methods.preference.dpo import dpo
