@@ -23,10 +23,11 @@ SETTINGS = ("prompts_per_step=32", "max_tokens=8", "eval.prompts=128", "eval.sam
 SETTINGS += ("optimizer.lr=3e-5", "optimizer.warmup=5", "self_checks=false", "sinks=[]", "checkpoint_every=0")
 
 
-READING = """With clean labels every pair can be told apart, and losses that reward ever larger margins (`dpo`, `simpo`, `rdpo`)
-go on pushing until right answers lose likelihood, too; `cdpo`, whose best margin is finite, does not. Flipped labels bound the
-margin by themselves: with 30 % of them `dpo` is better than without, and as good as `cdpo` and `ipo`. That `rdpo` is ahead on flipped
-labels did not reproduce: it is slightly behind, since it removes just that bound."""
+READING = """With clean labels every pair can be told apart, and losses that reward ever larger margins (`dpo`, `simpo`,
+`rdpo`) go on pushing until right answers lose likelihood, too: over 300 pairs of one run, their mean log-prob falls from -1.13 to
+-1.62 under `dpo` (wrong ones: -1.32 to -16.8) and rises to -0.43 under `cdpo`, whose best margin is finite. Flipped labels bound
+the margin by themselves: with 30 % of them `dpo` is better than without, and as good as `cdpo` and `ipo`. That `rdpo` is ahead on
+flipped labels did not reproduce: it is slightly behind, since it removes just that bound."""
 
 
 def make_pairs(flipped: float, path: Path) -> None:
