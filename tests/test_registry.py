@@ -181,3 +181,10 @@ def test_diff_holds_what_differs_and_nothing_else():
     assert "advantage" not in text
     assert upslope.diff("grpo", "grpo") == ""
     assert upslope.diff("gspo", "gspo@trl").splitlines()[0] == "advantage"
+
+
+def test_an_alias_is_the_method():
+    assert find("entropy-mechanism") == find("clip_cov")
+    assert make("entropy_mechanism").parts() == make("clip_cov").parts()
+    assert make("entropy_mechanism").name == "clip_cov"
+    assert not {alias for name in list_methods() for alias in find(name).aliases} & set(list_methods())

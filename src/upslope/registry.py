@@ -25,12 +25,13 @@ METHODS = Path(__file__).parent / "methods"
 HEADINGS = ("Differs from", "Limits", "Expects", "Source", "Deviations", "Not this")
 
 
-def method(*, paper: str, title: str, parent: str | None = None) -> Callable:
+def method(*, paper: str, title: str, parent: str | None = None, aliases: tuple[str, ...] = ()) -> Callable:
     """Marks a function without arguments as the recipe of the file it stands in.
 
-    `paper` is an arXiv number (or a citation where there is none), `title` the paper's, `parent` the method it differs from.
+    `paper` is an arXiv number (or a citation where there is none), `title` the paper's, `parent` the method it differs from,
+    `aliases` further names by which it is found.
     """
-    return _marked("method", {"paper": paper, "title": title, "parent": parent})
+    return _marked("method", {"paper": paper, "title": title, "parent": parent, "aliases": aliases})
 
 
 def preset(system: str, *, version: str) -> Callable:
@@ -68,6 +69,7 @@ class Method:
     file: Path
     function: str
     presets: dict[str, tuple[str, str]] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -142,6 +144,7 @@ def read_method(file: Path) -> Method:
         file=file,
         function=name,
         presets=presets,
+        aliases=tuple(facts.get("aliases", ())),
     )
 
 
@@ -186,16 +189,18 @@ def find(name: str) -> Method:
     """The method of this name (a preset's `name@system`, or a path to a method's file). UsageError names near misses."""
     base, system = _split(name)
     files = _files()
+    plain = base.lower().replace("-", "_").replace(".", "_")
     if base.endswith(".py"):
         found = read_method(Path(base).resolve())
-    elif base in files:
-        found = read_method(files[base])
-    elif base.lower().replace("-", "_").replace(".", "_") in files:
-        found = read_method(files[base.lower().replace("-", "_").replace(".", "_")])
+    elif plain in files:
+        found = read_method(files[plain])
     else:
-        close = difflib.get_close_matches(base.lower(), files, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(close)}?" if close else " `upslope methods` lists them."
-        raise UsageError(f"no method '{base}'.{hint}")
+        known = {alias: read_method(file) for file in files.values() for alias in read_method(file).aliases}
+        if plain not in known:
+            close = difflib.get_close_matches(base.lower(), [*files, *known], n=3, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(close)}?" if close else " `upslope methods` lists them."
+            raise UsageError(f"no method '{base}'.{hint}")
+        found = known[plain]
     if system and system not in found.presets:
         there = ", ".join(f"{found.name}@{s}" for s in found.presets) or "none"
         raise UsageError(f"'{found.name}' has no preset '@{system}'. Presets: {there}.")

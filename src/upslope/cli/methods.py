@@ -46,6 +46,7 @@ def facts(name: str) -> dict[str, Any]:
         "family": found.family,
         "parent": found.parent,
         "presets": list(found.presets),
+        "aliases": list(found.aliases),
         "parts": {
             key: {"part": type(part).__name__, **{f.name: getattr(part, f.name) for f in fields(part)}}
             for key, part in recipe.parts().items()

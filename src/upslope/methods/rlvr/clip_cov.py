@@ -90,6 +90,7 @@ class LeaveOutCovariant(Part):
     paper="2505.22617",
     title="The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models",
     parent="grpo",
+    aliases=("entropy_mechanism",),
 )
 def clip_cov() -> Recipe:
     return grpo().replace(
