@@ -12,6 +12,7 @@ from torch import Tensor
 from upslope.batch import COLUMNS, SOURCES, Batch
 from upslope.errors import UsageError
 from upslope.outcomes import TEACHER, Event, failure_events, group_metrics, reward_metrics
+from upslope.policies.plans import score_in_passes
 from upslope.prompts import Encode, Prompts, PromptStream, weighted_order
 from upslope.recipe import Observation, Recipe, State
 from upslope.references import reference_rollouts, reference_text
@@ -22,8 +23,7 @@ from upslope.tasks.scorers import VERDICT_COLUMNS
 
 def seeded(*key: object) -> torch.Generator:
     """A CPU generator that depends on the key alone, so a resumed step draws what the interrupted one would have drawn."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(key_number("/".join(map(str, key))))
 
 
 @dataclass
@@ -183,14 +183,15 @@ class Collector:
         ids = [row[:length].tolist() for row, length in zip(rollouts.tokens, rollouts.length.tolist(), strict=True)]
         return with_columns(self.judge.score(examples, rollouts.text, ids), self.recipe.needs)
 
-    @torch.no_grad()
     def _scored(self, rollouts: Rollouts) -> Rollouts:
         """The rollouts with the policy's log-probs, and what is observed at sampling, as it sees them now."""
-        policy = self.engine.policy
-        plan = policy.plan(rollouts, tokens_per_pass=self.tokens_per_pass)
-        parts = [policy.score(rollouts, frozenset({"logp"}), rows=rows, observe=self.observe) for rows in plan]
-        order = torch.cat(plan).argsort()
-        made = {name: torch.cat([part[name].cpu() for part in parts])[order] for name in parts[0]}
+        made = score_in_passes(
+            self.engine.policy,
+            rollouts,
+            frozenset({"logp"}),
+            tokens_per_pass=self.tokens_per_pass,
+            observe=self.observe,
+        )
         return replace(rollouts, logp=made.pop("logp"), observed=made)
 
     def _merge(self, rounds: list[Collected], events: list[Event]) -> Collected:
@@ -273,13 +274,32 @@ class Collector:
         return found
 
 
-SAMPLED_COLUMNS = frozenset(
+ROW_COLUMNS = frozenset(
     {
-        "logp", "old_logp", "behavior_logp", "mask", "tokens", "turn", "reward", "valid", "truncated", "group", "prompt",
-        "prompt_key", "trajectory", "source", "weight", "progress", "step",
+        "logp", "mask", "tokens", "turn", "reward", "valid", "truncated", "group", "prompt", "prompt_key", "trajectory", "source",
+        "weight", "progress", "step",
     }
 )  # fmt: skip
-"""Columns that a step's batch has for any recipe: those of `first_batch`, the trainer's, and those that have a default."""
+"""Columns of a step's rows wherever they come from: those of `row_columns`, the trainer's, and those that have a default."""
+
+SAMPLED_COLUMNS = ROW_COLUMNS | {"old_logp", "behavior_logp"}
+"""Columns that a step's batch of sampled completions has for any recipe."""
+
+
+def row_columns(rollouts: Rollouts, examples: Sequence[Example], source: Tensor) -> dict[str, Tensor]:
+    """The columns that tell of rows what they are and where they belong. `examples`: that of each row."""
+    return {
+        "logp": rollouts.logp,
+        "mask": rollouts.mask,
+        "tokens": rollouts.tokens,
+        "turn": torch.zeros_like(rollouts.tokens),
+        "truncated": torch.tensor([finish == "length" for finish in rollouts.finish]),
+        "group": rollouts.prompt,
+        "prompt": rollouts.prompt,
+        "prompt_key": torch.tensor([key_number(example.key) for example in examples]),
+        "trajectory": torch.arange(len(rollouts)),
+        "source": source,
+    }
 
 
 def first_batch(
@@ -301,21 +321,13 @@ def first_batch(
     reward = torch.tensor(
         [0.0 if outcome.value is None else outcome.value for outcome in outcomes], dtype=torch.float32
     )
+    source = torch.zeros(len(rollouts), dtype=torch.int64) if source is None else source
     return Batch(
-        logp=rollouts.logp,
+        **row_columns(rollouts, examples, source),
         old_logp=rollouts.logp,
         behavior_logp=rollouts.behavior_logp,
-        mask=rollouts.mask,
-        tokens=rollouts.tokens,
-        turn=torch.zeros_like(rollouts.tokens),
         reward=reward,
         valid=valid,
-        truncated=torch.tensor([finish == "length" for finish in rollouts.finish]),
-        group=rollouts.prompt,
-        prompt=rollouts.prompt,
-        prompt_key=torch.tensor([key_number(example.key) for example in examples]),
-        trajectory=torch.arange(len(rollouts)),
-        source=torch.zeros(len(rollouts), dtype=torch.int64) if source is None else source,
         expected_reward=torch.zeros(len(rollouts)) if "expected_reward" in needs else None,
         **rollouts.observed,
         **_verdict_columns(rollouts, outcomes, needs),
@@ -358,7 +370,7 @@ def with_columns(outcomes: Sequence[Outcome], needs: frozenset[str]) -> list[Out
 
 
 def key_number(key: str) -> int:
-    """A 63-bit number for the key of an example, the same in every process."""
+    """A 63-bit number for a key, such as an example's: the same in every process."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
 

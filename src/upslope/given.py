@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from upslope.batch import SOURCES, Batch
-from upslope.collect import Collected, key_number
+from upslope.collect import ROW_COLUMNS, Collected, row_columns
 from upslope.evaluate import Evaluation
 from upslope.outcomes import Event
 from upslope.prompts import Prompts, PromptStream
@@ -16,12 +16,7 @@ from upslope.rollout import Example, Finish, Outcome, Rollouts, Sampling
 from upslope.update import Updater
 
 EXPERT = SOURCES.index("expert")
-GIVEN_COLUMNS = frozenset(
-    {
-        "logp", "mask", "tokens", "turn", "reward", "label", "valid", "truncated", "group", "prompt", "prompt_key",
-        "trajectory", "source", "weight", "progress", "step",
-    }
-)  # fmt: skip
+GIVEN_COLUMNS = ROW_COLUMNS | {"label"}
 """Columns that a step's batch of given completions has for any recipe."""
 
 
@@ -63,24 +58,15 @@ class GivenCollector:
                 tokens.append(ids[:longest])
                 text.append(said)
                 of_row.append(index)
-        rollouts = _rollouts(prompts, of_row, tokens, text, finish)
+        rollouts = Rollouts.given(prompts, torch.tensor(of_row), tokens, finish, text)
         completions = [completion for example in examples for completion in example.data["completions"]]
         outcomes = [Outcome(one.label if one.score is None else one.score) for one in completions]
         of_rows = [examples[index] for index in of_row]
         source = torch.full((len(of_row),), EXPERT)
         batch = Batch(
-            logp=rollouts.logp,
-            mask=rollouts.mask,
-            tokens=rollouts.tokens,
-            turn=torch.zeros_like(rollouts.tokens),
+            **row_columns(rollouts, of_rows, source),
             label=torch.tensor([completion.label for completion in completions], dtype=torch.float32),
             reward=torch.tensor([outcome.value for outcome in outcomes], dtype=torch.float32),
-            truncated=torch.tensor([end == "length" for end in finish]),
-            group=rollouts.prompt,
-            prompt=rollouts.prompt,
-            prompt_key=torch.tensor([key_number(example.key) for example in of_rows]),
-            trajectory=torch.arange(len(of_row)),
-            source=source,
         )
         metrics = {
             "tokens": float(rollouts.mask.sum()),
@@ -91,17 +77,6 @@ class GivenCollector:
         events = [Event("completion cut", "longer than max_tokens or the model's context", cut)] if cut else []
         seconds = {"rollout": 0.0, "reward": 0.0}
         return Collected(rollouts, of_rows, outcomes, batch, metrics, seconds, source, events, sampled=False)
-
-
-def _rollouts(
-    prompts: list[list[int]], of_row: list[int], tokens: list[list[int]], text: list[str], finish: list[Finish]
-) -> Rollouts:
-    length = torch.tensor([len(ids) for ids in tokens])
-    mask = torch.arange(int(length.max())) < length[:, None]
-    padded = torch.zeros(mask.shape, dtype=torch.int64)
-    padded[mask] = torch.tensor([token for ids in tokens for token in ids], dtype=torch.int64)
-    zeros = torch.zeros(mask.shape)
-    return Rollouts(prompts, torch.tensor(of_row), padded, mask, length, zeros, zeros, finish, text)
 
 
 def evaluate_given(

@@ -22,11 +22,13 @@ from upslope.parts.advantage import GroupBaseline
 from upslope.parts.aggregate import SequenceSum
 from upslope.parts.sampling import Update
 from upslope.parts.surrogate import PolicyGradient
+from upslope.policies.plans import score_in_passes
 from upslope.recipe import Recipe
 from upslope.rollout import Rollouts
 from upslope.update import Actors, Updater
 
 UPDATES = 4  # batches whose update is measured
+MEASURED = frozenset({"logp", "entropy"})  # before and after an update
 SKETCH = 1 << 22  # parameters beyond which gradients are sketched to this many numbers
 
 
@@ -224,12 +226,12 @@ def _effect(
     for index, part in enumerate(batches[:UPDATES]):
         rollouts, batch = _kept(recipe, part)
         others = batches[(index + 1) % len(batches)].rollouts
-        old = _columns(actors.policy, others, options)
+        old = score_in_passes(actors.policy, others, MEASURED, **options)
         if batch is not None:
             stepping = replace(actors, learner=learner, critic_learner=None)
             updater = Updater(once, stepping, recompute_old_logp=False, **options)
             updater.update(rollouts, batch, once.init(), (seed, "probe", index))
-        changes.append(_change(old, _columns(actors.policy, others, options), others.mask))
+        changes.append(_change(old, score_in_passes(actors.policy, others, MEASURED, **options), others.mask))
         _restore(learner, before, start)
     entropy, kl, effective = (sum(column) / len(changes) for column in zip(*changes, strict=True))
     return {"entropy": entropy, "kl": kl, "effective": effective}
@@ -243,17 +245,6 @@ def _restore(learner: Learner, weights: Sequence[Tensor], start: dict[str, Any])
         master.copy_(saved)
         if master is not parameter:
             parameter.copy_(saved)
-
-
-@torch.no_grad()
-def _columns(policy: Any, rollouts: Rollouts, options: dict) -> dict[str, Tensor]:
-    names = ("logp", "entropy")
-    found = {name: torch.zeros(rollouts.tokens.shape) for name in names}
-    for rows in policy.plan(rollouts, tokens_per_pass=options["tokens_per_pass"]):
-        columns = policy.score(rollouts, frozenset(names), rows=rows)
-        for name in names:
-            found[name][rows] = columns[name].float().cpu()
-    return found
 
 
 def _change(old: dict[str, Tensor], new: dict[str, Tensor], mask: Tensor) -> tuple[float, float, float]:

@@ -35,15 +35,10 @@ def reference_rollouts(
     rows = [ids[:max_tokens] for ids in whole for _ in range(copies)]
     cut = [len(ids) > max_tokens for ids in whole for _ in range(copies)]
     finish: list[Finish] = ["length" if short else "stop" for short in cut]
-    length = torch.tensor([len(ids) for ids in rows])
-    mask = torch.arange(max(int(length.max()), 1)) < length[:, None]
-    tokens = torch.zeros(mask.shape, dtype=torch.int64)
-    tokens[mask] = torch.tensor([token for ids in rows for token in ids], dtype=torch.int64)
     said = [text for text in texts for _ in range(copies)]
     text = [
         tokenizer.decode(ids, skip_special_tokens=True) if short else whole_text
         for ids, short, whole_text in zip(rows, cut, said, strict=True)
     ]
     prompt = torch.arange(len(prompts)).repeat_interleave(copies)
-    zeros = torch.zeros(mask.shape)
-    return Rollouts(prompts, prompt, tokens, mask, length, zeros, zeros, finish, text)
+    return Rollouts.given(prompts, prompt, rows, finish, text)

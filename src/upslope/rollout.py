@@ -100,6 +100,22 @@ class Rollouts:
         )
 
     @staticmethod
+    def given(
+        prompts: Sequence[Sequence[int]],
+        prompt: Tensor,
+        tokens: Sequence[Sequence[int]],
+        finish: Sequence[Finish],
+        text: Sequence[str],
+    ) -> "Rollouts":
+        """Rows whose tokens are known, R lists, all of them trained on; log-probs 0, to be filled in."""
+        length = torch.tensor([len(ids) for ids in tokens])
+        mask = torch.arange(max(int(length.max()), 1)) < length[:, None]
+        padded = torch.zeros(mask.shape, dtype=torch.int64)
+        padded[mask] = torch.tensor([token for ids in tokens for token in ids], dtype=torch.int64)
+        zeros = torch.zeros(mask.shape)
+        return Rollouts(prompts, prompt, padded, mask, length, zeros, zeros, finish, text)
+
+    @staticmethod
     def concatenate(parts: "Sequence[Rollouts]") -> "Rollouts":
         """One after the other; prompts are not merged, so equal prompts of different parts stay apart."""
         width = max(part.tokens.shape[1] for part in parts)

@@ -12,7 +12,8 @@ from upslope.batch import Batch
 from upslope.collect import seeded
 from upslope.learner import AdamStep, Halves, Learner, MicroBatch, NotFiniteError, RateRule, StepResult
 from upslope.parts.altered import mismatched
-from upslope.recipe import Observation, Part, Recipe, State
+from upslope.policies.plans import score_in_passes
+from upslope.recipe import Part, Recipe, State
 from upslope.rollout import Rollouts
 from upslope.teaching import Teaching
 
@@ -94,18 +95,13 @@ class Updater:
         """All epochs and mini-batches over one step's rollouts; `key` seeds the order of the groups."""
         self.teaching.restore(states)
         rollouts, batch = self.teaching.rewritten(rollouts, batch)
-        told, states = self.teaching.rollouts(rollouts, batch, states)
-        batch = self._score(rollouts, told, batch, key)
-        prepared, states = self.recipe.credit(batch, states)
-        prepared = prepared.replace(
-            **{name: column.to(self.actors.policy.device) for name, column in _columns(prepared).items()}
-        )
+        told, prepared, states = self._credited(rollouts, batch, states, key)
         result, steps = UpdateResult(), 0
         totals: dict[str, float] = {}
         gap: list[tuple[float, float, int]] = []
         rates: list[float] = []
         for rows in self._minibatches(prepared, key):
-            mini = _MiniBatch(self.recipe, prepared.select(rows), rollouts.select(rows), told.select(rows), states)
+            mini = _MiniBatch(self.recipe, prepared.select(rows), *_selected(rollouts, told, rows), states)
             if self.actors.critic_learner is not None:
                 self._add(totals, self._critic_step(mini), "critic/", result)
             step = self._policy_step(mini, None if steps or self.teaching.rewrites else gap)
@@ -126,10 +122,7 @@ class Updater:
     def measure(self, rollouts: Rollouts, batch: Batch, states: State, key: tuple[object, ...]) -> dict[str, float]:
         """The recipe's loss and statistics on these rows, all in one mini-batch, without learning from them."""
         self.teaching.restore(states)
-        told, states = self.teaching.rollouts(rollouts, batch, states)
-        prepared, states = self.recipe.credit(self._score(rollouts, told, batch, key), states)
-        device = self.policy.device
-        prepared = prepared.replace(**{name: column.to(device) for name, column in _columns(prepared).items()})
+        told, prepared, states = self._credited(rollouts, batch, states, key)
         mini, totals = _MiniBatch(self.recipe, prepared, rollouts, told, states), dict[str, float]()
         size, groups = self.tokens_per_pass, self.recipe.keep_groups
         plan = list(self.policy.plan(rollouts, tokens_per_pass=size, keep_groups=groups))
@@ -139,6 +132,15 @@ class Updater:
             for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         return totals
+
+    def _credited(
+        self, rollouts: Rollouts, batch: Batch, states: State, key: tuple[object, ...]
+    ) -> tuple[Rollouts, Batch, State]:
+        """The rollouts as the teacher reads them; the batch after `credit`, on the policy's device; and the next states."""
+        told, states = self.teaching.rollouts(rollouts, batch, states)
+        prepared, states = self.recipe.credit(self._score(rollouts, told, batch, key), states)
+        device = self.policy.device
+        return told, prepared.replace(**{name: getattr(prepared, name).to(device) for name in prepared}), states
 
     def _score(self, rollouts: Rollouts, told: Rollouts, batch: Batch, key: tuple[object, ...]) -> Batch:
         """The columns without gradient that the recipe reads: reference, teacher, old_logp, critic, altered prompts.
@@ -154,14 +156,12 @@ class Updater:
                 made["teacher_logp"] = self._in_passes(rollouts, _columns_of(self.actors.teacher, told, "logp"))
             for name in sorted(recipe.needs_before & self.teaching.compared.keys()):
                 made[name] = self._in_passes(rollouts, self.teaching.scorer(rollouts, told, name))
-            if self.recompute and "old_logp" in needs:
-                made["old_logp"] = made["logp"] = self._in_passes(rollouts, _columns_of(policy, rollouts, "logp"))
-            if "anchor_logp" in needs:
-                made["anchor_logp"] = self._in_passes(rollouts, _columns_of(policy, rollouts, "logp"))
-            for name, scorer in {"mismatched_logp": policy, "mismatched_ref_logp": self.actors.reference}.items():
-                if name in needs:
-                    other = mismatched(rollouts, policy.context_length)
-                    made[name] = self._in_passes(other, _columns_of(scorer, other, "logp"))
+            made |= self._before(rollouts)
+            scorers = {"mismatched_logp": policy, "mismatched_ref_logp": self.actors.reference}
+            if needs & scorers.keys():
+                other = mismatched(rollouts, policy.context_length)
+                for name in sorted(needs & scorers.keys()):
+                    made[name] = self._in_passes(other, _columns_of(scorers[name], other, "logp"))
             if "masked_logp" in needs:
                 altered = altered_prompts(recipe, rollouts, policy.tokenizer, seeded(*key, "altered prompts"))
                 made["masked_logp"] = self._in_passes(altered, _columns_of(policy, altered, "logp"))
@@ -169,15 +169,24 @@ class Updater:
                 made["old_value"] = self._in_passes(
                     rollouts, lambda rows: self.actors.critic.score(rollouts, rows)["value"]
                 )
-            sampled = frozenset() if self.recompute else frozenset(rollouts.observed)
-            for name in sorted(recipe.needs_before & (MODEL_COLUMNS - {"logp"}) - sampled):
-                made[name] = self._in_passes(rollouts, _columns_of(policy, rollouts, name))
-            for name, function in recipe.observes().items():
-                if name in recipe.needs_before and name not in sampled:
-                    made[name] = self._in_passes(rollouts, _observed_by(policy, rollouts, name, function))
             if "grad_norm_squared" in needs:
                 made["grad_norm_squared"] = self._gradient_norms(rollouts, batch)
         return batch.replace(**{name: column.cpu() for name, column in made.items()})
+
+    def _before(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        """What the recipe reads of the policy as it is before the update and the engine has not recorded, in one forward pass."""
+        recipe = self.recipe
+        missing = recipe.needs_before - (frozenset() if self.recompute else frozenset(rollouts.observed))
+        as_logp = ["old_logp", "logp"] if self.recompute and "old_logp" in recipe.needs else []
+        as_logp += ["anchor_logp"] if "anchor_logp" in recipe.needs else []
+        needs = (missing & (MODEL_COLUMNS - {"logp"})) | ({"logp"} if as_logp else set())
+        observe = {name: function for name, function in recipe.observes().items() if name in missing}
+        if not needs and not observe:
+            return {}
+        policy, size = self.actors.policy, self.tokens_per_pass
+        made = score_in_passes(policy, rollouts, needs, tokens_per_pass=size, observe=observe)
+        logp = made.pop("logp", None)
+        return {**made, **({} if logp is None else dict.fromkeys(as_logp, logp))}
 
     def _gradient_norms(self, rollouts: Rollouts, batch: Batch) -> Tensor:
         """Squared norm [R] of the gradient of each completion's log-prob; a forward and a backward pass of its own per row."""
@@ -190,11 +199,9 @@ class Updater:
             norms[row] = sum(float(gradient.float().square().sum()) for gradient in gradients if gradient is not None)
         return norms
 
-    def _in_passes(
-        self, rollouts: Rollouts, score: Callable[[Tensor], Tensor], plan: Sequence[Tensor] | None = None
-    ) -> Tensor:
+    def _in_passes(self, rollouts: Rollouts, score: Callable[[Tensor], Tensor]) -> Tensor:
         found: Tensor | None = None
-        for rows in plan or self.actors.policy.plan(rollouts, tokens_per_pass=self.tokens_per_pass):
+        for rows in self.actors.policy.plan(rollouts, tokens_per_pass=self.tokens_per_pass):
             part = score(rows)
             if found is None:
                 found = part.new_zeros(len(rollouts), *part.shape[1:])
@@ -340,7 +347,7 @@ class _MiniBatch:
     def select(self, rows: Tensor) -> "_MiniBatch":
         """Some of the rows, with the denominators of all: what is left out has no gradient."""
         some = copy.copy(self)
-        some.rollouts, some.told = self.rollouts.select(rows.cpu()), self.told.select(rows.cpu())
+        some.rollouts, some.told = _selected(self.rollouts, self.told, rows.cpu())
         some.batch = self.batch.select(rows).narrow(some.rollouts.tokens.shape[1])
         mask, trained = some.batch.mask, some.batch.trained
         some.batch = some.batch.replace(token_share=mask / mask.sum(), row_share=trained / trained.sum())
@@ -350,6 +357,12 @@ class _MiniBatch:
         """Calls the recipe's controls on the columns of all rows under the current policy."""
         self.batch, self.states = self.recipe.minibatch(self.batch.replace(**columns), self.states)
         self.controlled = True
+
+
+def _selected(rollouts: Rollouts, told: Rollouts, rows: Tensor) -> tuple[Rollouts, Rollouts]:
+    """Rows of both, which are the same object where nobody tells the teacher anything."""
+    some = rollouts.select(rows)
+    return some, some if told is rollouts else told.select(rows)
 
 
 def altered_prompts(recipe: Recipe, rollouts: Rollouts, tokenizer: Any, generator: torch.Generator) -> Rollouts:
@@ -379,11 +392,3 @@ def _check(columns: Mapping[str, Tensor], mask: Tensor) -> None:
 
 def _columns_of(scorer: Any, rollouts: Rollouts, name: str) -> Callable[[Tensor], Tensor]:
     return lambda rows: scorer.score(rollouts, frozenset({name}), rows=rows)[name]
-
-
-def _observed_by(policy: Any, rollouts: Rollouts, name: str, function: Observation) -> Callable[[Tensor], Tensor]:
-    return lambda rows: policy.score(rollouts, frozenset(), rows=rows, observe={name: function})[name]
-
-
-def _columns(batch: Batch) -> dict[str, Tensor]:
-    return {name: getattr(batch, name) for name in batch}

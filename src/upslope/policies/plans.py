@@ -1,7 +1,8 @@
 """Micro-batches by the tokens that they cost."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from upslope.errors import UsageError
 from upslope.policies.tree import Ints
+from upslope.recipe import Observation
 from upslope.rollout import Rollouts
 
 
@@ -28,6 +30,22 @@ class _Share:
         self.rows.append(row)
         self.response += response
         self.width = max(self.width, self.prompt + response)
+
+
+@torch.no_grad()
+def score_in_passes(
+    policy: Any,
+    rollouts: Rollouts,
+    needs: frozenset[str],
+    *,
+    tokens_per_pass: int,
+    observe: Mapping[str, Observation] | None = None,
+) -> dict[str, Tensor]:
+    """The columns that `policy.score` gives of all rows, on the CPU, by one forward pass over each of the plan's parts."""
+    rows = list(policy.plan(rollouts, tokens_per_pass=tokens_per_pass))
+    parts = [policy.score(rollouts, needs, rows=part, observe=observe) for part in rows]
+    order = torch.cat(rows).argsort()
+    return {name: torch.cat([part[name].cpu() for part in parts])[order] for name in parts[0]}
 
 
 def plan(
