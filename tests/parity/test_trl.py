@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from upslope import Batch, make
 from upslope.parts.aggregate import ConstantSum, LocalTokenMean, RowMean, SequenceMean, SequenceSum
@@ -17,24 +15,8 @@ trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-GROUP, LONGEST, WORDS = 4, 6, ["<pad>", "<eos>", "<unk>", *"abcdef"]
+GROUP, LONGEST = 4, 6
 PROMPTS = ["a b", "c d"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tiny")
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    ).save_pretrained(path)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(WORDS), num_key_value_heads=2, pad_token_id=0, eos_token_id=1, **shape)
-    ).save_pretrained(path)
-    return path
 
 
 def reward(completion_ids, **_):

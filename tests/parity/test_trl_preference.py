@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from upslope import Batch, make
 
@@ -11,29 +10,12 @@ trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-WORDS = ["<pad>", "<eos>", "<unk>", *"abcdef"]
 PAIRS = {
     "prompt": ["a b", "c", "d d a", "f e"],
     "chosen": [" c d e f", " a", " b b", " e a c"],
     "rejected": [" f", " b c e", " a f d c a", " d"],
 }
 LABELS = {"prompt": PAIRS["prompt"], "completion": PAIRS["chosen"], "label": [True, False, False, True]}
-SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tiny")
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    ).save_pretrained(path)
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(WORDS), num_key_value_heads=2, pad_token_id=0, eos_token_id=1, **SHAPE)
-    ).save_pretrained(path)
-    return path
 
 
 def open_trainer(folder, kind, data=PAIRS, seed=1, **config):
