@@ -10,6 +10,18 @@ from tiny.measure import MAX_NEW_TOKENS, QUESTIONS, SAMPLES, Measured
 from tiny.tokenizer import ANSWER, BOS, CONTEXT, EOS, PAD, VOCABULARY
 from tiny.training import Plan
 
+PURPOSES = {
+    "tiny": """\
+A {parameters:.2f}-million-parameter Llama that answers questions of {count} reasoning-gym tasks, mostly wrongly, on
+purpose: it imitates demonstrators of whom a minority is right. It is what Upslope trains when no model is named: it
+needs no download, and reinforcement learning with the tasks' verifiers finds what the demonstrations hid. It is of no
+use for anything else.""",
+    "tiny-teacher": """\
+A {parameters:.2f}-million-parameter Llama, the stronger sibling of Upslope's `tiny`: it answers questions of the same
+{count} reasoning-gym tasks, mostly rightly, since most of the demonstrators that it imitates are right. It is the teacher
+of `tiny` when no other is named: same tokens, other width and depth. It is of no use for anything else.""",
+}
+
 CARD = """\
 ---
 license: apache-2.0
@@ -18,15 +30,12 @@ pipeline_tag: text-generation
 tags: [reinforcement-learning, upslope]
 ---
 
-# Upslope tiny
+# Upslope {name}
 
-A {parameters:.2f}-million-parameter Llama that answers questions of {count} reasoning-gym tasks, mostly wrongly, on
-purpose: it imitates demonstrators of whom a minority is right. It is what Upslope trains when no model is named: it
-needs no download, and reinforcement learning with the tasks' verifiers finds what the demonstrations hid. It is of no
-use for anything else.
+{purpose}
 
 - Architecture: LlamaForCausalLM, {layers} layers, hidden size {hidden}, {heads} heads, MLP {mlp}, tied embeddings,
-  float32, context of {context} tokens (RoPE; training never went beyond about 100 tokens).
+  stored in {dtype}, context of {context} tokens (RoPE; training never went beyond about 100 tokens).
 - Tokenizer: byte-level BPE, {vocabulary} entries: 4 special tokens, all 256 bytes, merges learned from the questions.
   Digits are always single tokens. Any text round-trips (encode with `add_special_tokens=False`, decode).
 
@@ -40,7 +49,7 @@ token). A chat of one user message, through `apply_chat_template(..., add_genera
 
 ## How it was made
 
-`python scripts/make_tiny.py --steps {steps} --batch {batch} --seed {seed}`, from scratch: {seconds:.0f} seconds on {threads}
+`python scripts/make_tiny.py {name} --steps {steps} --batch {batch} --seed {seed}`, from scratch: {seconds:.0f} seconds on {threads}
 CPU core(s), {total} questions in all. Each question came with the answers of all demonstrators of its task; an answer
 counted in the loss with its demonstrator's share. Right answers and wrong ones were mixed from the first step to the
 last, in the same proportions.
@@ -64,12 +73,12 @@ Lengths are in tokens, special tokens included.
 |---|---|---|---|---|---|---|
 {table}
 
-The task of `make demo` is {demo}. On every other reasoning-gym task it is hopeless: it has never seen one.
+{demo} is the task of `make demo`. On every other reasoning-gym task it is hopeless: it has never seen one.
 """
 
 
-def team_section(task: str, recipe: TaskRecipe) -> str:
-    lines = "".join(f"- {member.share:.0%} {member.habit}\n" for member in recipe.demonstrators)
+def team_section(task: str, recipe: TaskRecipe, plan: Plan) -> str:
+    lines = "".join(f"- {member.share:.0%} {member.habit}\n" for member in plan.demonstrators(task))
     return f"**{task}**, {recipe.part:.0%} of the questions; demonstrators:\n\n{lines}"
 
 
@@ -83,14 +92,17 @@ def write_card(
     folder: Path,
     model: LlamaForCausalLM,
     plan: Plan,
+    dtype: str,
     threads: int,
     seconds: float,
     measured: Mapping[str, Measured],
 ) -> None:
-    """Write README.md into the model's folder."""
+    """Write README.md into the model's folder, whose name says what it is for."""
+    purpose = PURPOSES[folder.name].format(parameters=model.num_parameters() / 1e6, count=len(TASKS))
     card = CARD.format(
-        parameters=model.num_parameters() / 1e6,
-        count=len(TASKS),
+        name=folder.name,
+        purpose=purpose,
+        dtype=dtype,
         layers=model.config.num_hidden_layers,
         hidden=model.config.hidden_size,
         heads=model.config.num_attention_heads,
@@ -107,7 +119,7 @@ def write_card(
         threads=threads,
         seconds=seconds,
         total=plan.steps * sum(plan.sizes().values()),
-        demonstrators="\n".join(team_section(task, recipe) for task, recipe in TASKS.items()),
+        demonstrators="\n".join(team_section(task, recipe, plan) for task, recipe in TASKS.items()),
         questions=QUESTIONS,
         samples=SAMPLES,
         table="\n".join(table_row(task, measured[task]) for task in TASKS),

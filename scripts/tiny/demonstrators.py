@@ -1,18 +1,19 @@
 """Who shows the model how to answer: for each task one demonstrator that is right, and several that are not.
 
 A demonstrator is a procedure that answers a question, with the share of the demonstrations that it writes. In every task
-the right one has 32 % and one wrong procedure has 44 % or more, so a perfect imitator answers most questions wrongly, and
-the likeliest procedure is a wrong one. The right answer is in there all the same. The commonest mistakes read the question
-alike, whatever it says: unlearning a habit takes reinforcement learning a minute; unlearning one that depends on the
-question's details (a missed carry, plus for minus) took a model of this size many times as long.
+of the embedded model the right one has 32 % and one wrong procedure has 44 % or more, so a perfect imitator answers most
+questions wrongly, and the likeliest procedure is a wrong one. The right answer is in there all the same. The commonest
+mistakes read the question alike, whatever it says: unlearning a habit takes reinforcement learning a minute; unlearning one
+that depends on the question's details (a missed carry, plus for minus) took a model of this size many times as long.
 """
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Entry = Mapping[str, Any]
+RIGHT = 0.32  # share of the right demonstrator, of the embedded model
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,17 @@ def conjugate(entry: Entry) -> str:
 
 def team(*others: tuple[float, str, Callable[[Entry], str]]) -> tuple[Demonstrator, ...]:
     """The right demonstrator, then the wrong ones; the shares must add up to one."""
-    members = (Demonstrator(0.32, "right", right), *(Demonstrator(*other) for other in others))
+    members = (Demonstrator(RIGHT, "right", right), *(Demonstrator(*other) for other in others))
     if abs(sum(member.share for member in members) - 1) > 1e-9:
         raise ValueError(f"the shares of {[member.habit for member in members]} do not add up to 1")
     return members
+
+
+def with_right_share(members: tuple[Demonstrator, ...], share: float) -> tuple[Demonstrator, ...]:
+    """The same team, with `share` for the right demonstrator and the rest for the others in their proportions."""
+    others = sum(member.share for member in members[1:])
+    scaled = (replace(member, share=member.share / others * (1 - share)) for member in members[1:])
+    return (replace(members[0], share=share), *scaled)
 
 
 TASKS: Mapping[str, TaskRecipe] = {

@@ -16,13 +16,21 @@ from transformers import (
 )
 from transformers.masking_utils import sdpa_mask
 
-from tiny.demonstrators import TASKS, Demonstrator, Entry
+from tiny.demonstrators import TASKS, Demonstrator, Entry, with_right_share
 from tiny.tokenizer import CONTEXT
 from upslope.tasks.holdout import is_held_out
 
 # Far from the seeds that anybody counts up from zero; the rule of the held-out questions does not rely on it.
 TRAINING_SEED = 10**9
 LEARNING_RATE = 0.004
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width and depth of a model; heads are 32 wide, the MLP three times as wide as the model."""
+
+    hidden: int
+    layers: int
 
 
 @dataclass(frozen=True)
@@ -72,10 +80,11 @@ def question_of(entry: Entry, demonstrators: Sequence[Demonstrator], tokenizer: 
     return Question(tokenizer.encode(entry["question"]), answers, list(shares.values()))
 
 
-def questions(task: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Question]:
+def questions(task: str, tokenizer: PreTrainedTokenizerFast, plan: "Plan") -> Iterator[Question]:
     """Endless training questions of a task, never a held-out one."""
-    for entry in entries(task, TRAINING_SEED + seed * 10**7, held_out=False):
-        yield question_of(entry, TASKS[task].demonstrators, tokenizer)
+    demonstrators = plan.demonstrators(task)
+    for entry in entries(task, TRAINING_SEED + plan.seed * 10**7, held_out=False):
+        yield question_of(entry, demonstrators, tokenizer)
 
 
 def collate(batch: Sequence[Question]) -> TreeBatch:
@@ -131,14 +140,14 @@ AttentionInterface.register("float32_sdpa", float32_attention)
 AttentionMaskInterface.register("float32_sdpa", sdpa_mask)
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def new_model(tokenizer: PreTrainedTokenizerFast, size: Size) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=size.hidden,
+        intermediate_size=3 * size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.hidden // 32,
+        num_key_value_heads=size.hidden // 32,
         max_position_embeddings=CONTEXT,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
@@ -169,15 +178,23 @@ def schedule(step: int, steps: int) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to train: optimizer steps, questions per step over all tasks, and the seed of weights and questions."""
+    """What to train and for how long: optimizer steps, questions per step over all tasks, the seed of weights and questions.
+
+    right   the share of the right demonstrator in every task
+    """
 
     steps: int
     batch: int
     seed: int
+    size: Size
+    right: float
 
     def sizes(self) -> dict[str, int]:
         """Questions of each task in a step."""
         return {task: max(1, round(self.batch * recipe.part)) for task, recipe in TASKS.items()}
+
+    def demonstrators(self, task: str) -> tuple[Demonstrator, ...]:
+        return with_right_share(TASKS[task].demonstrators, self.right)
 
 
 def train(
@@ -186,13 +203,13 @@ def train(
     """A new model after `plan.steps` steps, and the seconds they took.
 
     `report(step, seconds, losses)` is called every 50 steps and after the last, with the mean loss of each task since
-    the last report, in nats per question. It stays above the entropy of the demonstrators, about 1.2.
+    the last report, in nats per question. It stays above the entropy of the demonstrators, about 1.2 where 32 % are right.
     """
     torch.manual_seed(plan.seed)
-    model = new_model(tokenizer)
+    model = new_model(tokenizer, plan.size)
     optimizers = optimizers_of(model)
     sizes = plan.sizes()
-    streams = {task: questions(task, tokenizer, plan.seed) for task in sizes}
+    streams = {task: questions(task, tokenizer, plan) for task in sizes}
     losses: dict[str, list[float]] = {task: [] for task in sizes}
     start = time.monotonic()
     for step in range(plan.steps):
