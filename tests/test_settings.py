@@ -91,6 +91,27 @@ def test_a_setting_in_a_term():
     )
 
 
+def test_what_a_term_is_multiplied_by():
+    term = Term(make("grpo").surrogate, SequenceMean(), coefficient=0.2, regularizer=(KL(beta=0.1),))
+    recipe = make("reinforce").replace(terms=(term,))
+    assert "terms[0].coefficient" in known_settings(recipe)
+    for key in ("coefficient", "terms[0].coefficient", "terms[0].Term.coefficient"):
+        assert changed(recipe, **{key: 3}).terms == (replace(term, coefficient=3.0),)
+    both = changed(recipe, **{"coefficient": 0.5, "terms[0].beta": 0.7}).terms[0]
+    assert (both.coefficient, both.regularizer) == (0.5, (KL(beta=0.7),)), "whichever comes first, both are there"
+    assert changed(recipe, **{"terms[0].beta": 0.7, "coefficient": 0.5}).terms[0] == both
+    with pytest.raises(UsageError, match=r"several .* terms\[0\].coefficient, terms\[1\].coefficient"):
+        changed(recipe.replace(terms=(term, term)), coefficient=1.0)
+    with pytest.raises(UsageError, match=r"Term.coefficient takes float, not 'much'"):
+        changed(recipe, coefficient="much")
+
+
+def test_a_term_whose_part_has_a_coefficient_keeps_it_there():
+    recipe = make("rpo_sft", coefficient=0.3)
+    assert (recipe.terms[0].surrogate.coefficient, recipe.terms[0].coefficient) == (0.3, 1.0)
+    assert known_settings(recipe).count("terms[0].coefficient") == 1
+
+
 def test_known_settings_are_sorted_and_complete():
     known = known_settings(make("grpo"))
     assert known == sorted(known)

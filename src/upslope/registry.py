@@ -284,6 +284,8 @@ def diff(one: str, other: str) -> str:
     return "\n".join(lines)
 
 
-def _by_class(recipe: "Recipe", several: set[str]) -> "dict[str, Part]":
-    """Parts by stage, and by `stage.ClassName` in the stages where one of two recipes holds several."""
-    return {f"{key}.{type(part).__name__}" if key in several else key: part for key, part in recipe.parts().items()}
+def _by_class(recipe: "Recipe", several: set[str]) -> "dict[str, Part | float]":
+    """Parts by stage, and by `stage.ClassName` in the stages where one of two recipes holds several; factors of terms."""
+    parts = {f"{key}.{type(part).__name__}" if key in several else key: part for key, part in recipe.parts().items()}
+    factors = {f"terms[{i}].coefficient": t.coefficient for i, t in enumerate(recipe.terms) if t.coefficient != 1}
+    return {**parts, **factors}

@@ -1,13 +1,13 @@
 """Overriding by name: a stage by the method that has the part, a setting by its field."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from upslope.errors import UsageError
-from upslope.recipe import STAGES, Part, Parts, Recipe
+from upslope.recipe import STAGES, Part, Parts, Recipe, Term
 
 PartNamed = Callable[[str, str], Parts]
 
@@ -16,34 +16,48 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any], part_named: PartN
     """`recipe` with stages and settings overridden.
 
     A key is a stage (its value a Part, None, or a method's name, whose part `part_named(stage, name)` finds), a setting that
-    exactly one part has, or `stage.setting` (`stage.ClassName.setting` where a stage holds two alike).
+    exactly one part has, or `stage.setting` (`stage.ClassName.setting` where a stage holds two alike). What a further term is
+    multiplied by is its setting `coefficient`, unless one of its parts has a setting of that name.
     Raises UsageError for a key that no part reads, that several read, or whose value is of the wrong kind.
     """
     for key, value in settings.items():
         if key in STAGES:
             recipe = recipe.replace(**{key: part_named(key, value) if isinstance(value, str) else value})
-    changes: dict[int, tuple[str, Part, dict[str, Any]]] = {}
+    changes: dict[int, tuple[str, Part | Term, dict[str, Any]]] = {}
     for key, value in settings.items():
         if key not in STAGES:
-            stage, part, setting = _owner(recipe, key)
-            changes.setdefault(id(part), (stage, part, {}))[2][setting] = converted(part, setting, value)
-    for stage, part, changed in changes.values():  # all of a part's at once: it may check one against another
-        recipe = _with_part(recipe, stage, part, replace(part, **changed))
+            stage, owner, setting = _owner(recipe, key)
+            changes.setdefault(id(owner), (stage, owner, {}))[2][setting] = converted(owner, setting, value)
+    for stage, owner, changed in changes.values():  # all of a part's at once: it may check one against another
+        if isinstance(owner, Term):
+            recipe = _with_term(recipe, stage, changed)
+        else:
+            recipe = _with_part(recipe, stage, owner, replace(owner, **changed))
     return recipe.check()
 
 
 def known_settings(recipe: Recipe) -> list[str]:
     """Every `stage.setting` of the recipe, sorted."""
-    return sorted(f"{stage}.{f.name}" for stage, part in recipe.stages() for f in fields(part))
+    return sorted(f"{stage}.{setting}" for stage, _, settings in _owners(recipe) for setting in settings)
 
 
-def _owner(recipe: Recipe, key: str) -> tuple[str, Part, str]:
-    """The stage, the part and the field that a key names."""
+def _owners(recipe: Recipe) -> Iterator[tuple[str, Part | Term, list[str]]]:
+    """Whatever has settings: its stage, itself, and their names."""
+    named = [(stage, part, [f.name for f in fields(part)]) for stage, part in recipe.stages()]
+    yield from named
+    for index, term in enumerate(recipe.terms):
+        stage = f"terms[{index}]"
+        if not any("coefficient" in settings for place, _, settings in named if place == stage):
+            yield stage, term, ["coefficient"]
+
+
+def _owner(recipe: Recipe, key: str) -> tuple[str, Part | Term, str]:
+    """The stage, the part or term, and the field that a key names."""
     wanted, _, setting = key.rpartition(".")
     found = [
-        (stage, part)
-        for stage, part in recipe.stages()
-        if setting in {f.name for f in fields(part)} and wanted in ("", stage, f"{stage}.{type(part).__name__}")
+        (stage, owner)
+        for stage, owner, settings in _owners(recipe)
+        if setting in settings and wanted in ("", stage, f"{stage}.{type(owner).__name__}")
     ]
     if not found:
         known = known_settings(recipe)
@@ -53,7 +67,7 @@ def _owner(recipe: Recipe, key: str) -> tuple[str, Part, str]:
     if len(found) > 1:
         names = [f"{stage}.{setting}" for stage, _ in found]
         if len(set(names)) < len(names):
-            names = [f"{stage}.{type(part).__name__}.{setting}" for stage, part in found]
+            names = [f"{stage}.{type(owner).__name__}.{setting}" for stage, owner in found]
         raise UsageError(f"several parts of '{recipe.name}' read '{key}'. Say which: {', '.join(names)}.")
     return *found[0], setting
 
@@ -62,12 +76,20 @@ def _with_part(recipe: Recipe, stage: str, part: Part, changed: Part) -> Recipe:
     """The recipe with `changed` in the place of `part`."""
     if not stage.startswith("terms["):
         return recipe.replace(**{stage: _swap(getattr(recipe, stage), part, changed)})
-    index = int(stage.removeprefix("terms[").removesuffix("]"))
-    terms = list(recipe.terms)
-    terms[index] = replace(
-        terms[index], **{f.name: _swap(getattr(terms[index], f.name), part, changed) for f in fields(terms[index])}
-    )
+    term = recipe.terms[_index(stage)]
+    return _with_term(recipe, stage, {f.name: _swap(getattr(term, f.name), part, changed) for f in fields(term)})
+
+
+def _with_term(recipe: Recipe, stage: str, changed: Mapping[str, Any]) -> Recipe:
+    """The recipe with some fields of the term at `stage` changed."""
+    index, terms = _index(stage), list(recipe.terms)
+    terms[index] = replace(terms[index], **changed)
     return recipe.replace(terms=tuple(terms))
+
+
+def _index(stage: str) -> int:
+    """0 of "terms[0]"."""
+    return int(stage.removeprefix("terms[").removesuffix("]"))
 
 
 def _swap(held: Any, old: Part, new: Part) -> Any:
