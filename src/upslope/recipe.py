@@ -1,12 +1,13 @@
 """Recipe: a published method as parts. `prepare` once per step without gradient, `loss` per micro-batch, linear in the split."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
 
+from upslope.assembly import Assembly, as_tuple
 from upslope.batch import Batch
 from upslope.errors import UsageError
 
@@ -86,7 +87,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Assembly):
     """The parts of a method, one field per stage; every stage but `surrogate` and `aggregate` may be None.
 
         reward -> advantage -> weight -> control -> surrogate + regularizer -> aggregate        (+ further `terms`)
@@ -112,30 +113,14 @@ class Recipe:
     curriculum: Part | None = None
     critic: Part | None = None
     name: str = field(default="recipe", compare=False)
+    STAGES: ClassVar[tuple[str, ...]] = (
+        "curriculum", "rollout", "reward", "critic", "advantage", "weight", "control", "rows", "surrogate", "regularizer",
+        "aggregate", "update",
+    )  # fmt: skip
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Stats]:
         """The loss (scalar, to be minimised) and its statistics for a whole batch: `prepare`, then `loss`."""
         return self.loss(self.prepare(batch))
-
-    def replace(self, **stages: Any) -> "Recipe":
-        """The recipe with other parts."""
-        return replace(self, **stages)
-
-    def stages(self) -> Iterator[tuple[str, Part]]:
-        """(stage, part) pairs in the order of the step; a tuple gives one pair per part."""
-        for stage in STAGES:
-            for part in as_tuple(getattr(self, stage)):
-                yield stage, part
-        for index, term in enumerate(self.terms):
-            rows = () if term.rows is None else (term.rows,)
-            for part in (*rows, term.surrogate, *term.regularizer, term.aggregate):
-                yield f"terms[{index}]", part
-
-    def parts(self) -> dict[str, Part]:
-        """Stage -> part; where a stage holds several, `stage.ClassName` -> part."""
-        pairs = list(self.stages())
-        count = [stage for stage, _ in pairs]
-        return {stage if count.count(stage) == 1 else f"{stage}.{type(part).__name__}": part for stage, part in pairs}
 
     @property
     def needs(self) -> frozenset[str]:
@@ -189,10 +174,6 @@ class Recipe:
                     f"{type(term.aggregate).__name__} aggregates per {takes}. Use aggregate={fitting}."
                 )
         return self
-
-    def init(self) -> State:
-        """The first state of every stateful part, keyed as in `parts()`."""
-        return {key: part.init() for key, part in self.parts().items() if part.stateful}
 
     @overload
     def prepare(self, batch: Batch) -> Batch: ...
@@ -302,6 +283,16 @@ class Recipe:
                 found[name] = (column * share).sum()
         return found
 
+    def objective(self) -> list[str]:
+        """Lines such as `loss = mean over rows of [ ... ]`, then one per stage before it."""
+        from upslope.formula import objective
+
+        return objective(self)
+
+    def reading(self) -> str:
+        """The columns that the trainer has to give."""
+        return f"reads {', '.join(sorted(self.needs)) or 'nothing'} besides logp and mask"
+
     def all_terms(self) -> tuple[Term, ...]:
         """The main line as a term, then `terms`."""
         main = Term(self.surrogate, self.aggregate, self.rows, regularizer=as_tuple(self.regularizer), weighted=True)
@@ -323,10 +314,7 @@ class _Caller:
         return result
 
 
-STAGES = (
-    "curriculum", "rollout", "reward", "critic", "advantage", "weight", "control", "rows", "surrogate", "regularizer",
-    "aggregate", "update",
-)  # fmt: skip
+STAGES = Recipe.STAGES
 TRAINER_STAGES = frozenset({"curriculum", "rollout", "critic", "update"})
 CREDIT_STAGES = frozenset({"reward", "advantage", "weight"})
 MADE_BY = {
@@ -334,8 +322,3 @@ MADE_BY = {
     "advantage": frozenset({"advantage", "returns"}),
     "weight": frozenset({"weight"}),
 }
-
-
-def as_tuple(parts: Parts) -> tuple[Part, ...]:
-    """The parts of a stage as a tuple."""
-    return () if parts is None else parts if isinstance(parts, tuple) else (parts,)

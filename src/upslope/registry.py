@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any
 from upslope.errors import UsageError
 
 if TYPE_CHECKING:
-    from upslope.recipe import Part, Parts, Recipe
+    from typing import TypeVar
+
+    from upslope.assembly import Assembly
+    from upslope.recipe import Part, Parts
+
+    Kind = TypeVar("Kind", bound=Assembly)
 
 METHODS = Path(__file__).parent / "methods"
 HEADINGS = ("Differs from", "Limits", "Expects", "Source", "Deviations", "Not this")
@@ -40,9 +45,9 @@ def preset(system: str, *, version: str) -> Callable:
 
 
 def _marked(kind: str, facts: dict[str, Any]) -> Callable:
-    def decorate(function: "Callable[[], Recipe]") -> "Callable[[], Recipe]":
+    def decorate(function: "Callable[[], Kind]") -> "Callable[[], Kind]":
         @functools.wraps(function)
-        def build() -> "Recipe":
+        def build() -> "Kind":
             recipe = function()
             name = (
                 function.__name__
@@ -213,8 +218,10 @@ def _split(name: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (name, "")
 
 
-def make(name: str, **settings: Any) -> "Recipe":
+def make(name: str, **settings: Any) -> Any:
     """The recipe of a method, a preset (`grpo@trl`) or a method's file, with settings overridden by name.
+
+    A Recipe, or an ActorCritic for a method that learns from stored transitions.
 
         make("grpo", ratio_high=1.28)             a setting, by its field
         make("grpo", advantage="rloo")            a stage, by the method that has the part (or a Part, or None)
@@ -224,10 +231,11 @@ def make(name: str, **settings: Any) -> "Recipe":
     """
     from upslope.settings import with_settings
 
-    return with_settings(_build(name), settings, _part_named)
+    recipe = _build(name)
+    return with_settings(recipe, settings, lambda stage, other: _part_named(recipe, stage, other))
 
 
-def _build(name: str) -> "Recipe":
+def _build(name: str) -> "Assembly":
     found = find(name)
     system = _split(name)[1]
     module = _import(found)
@@ -251,19 +259,24 @@ def _import(found: Method) -> Any:
     return sys.modules[key]
 
 
-def _part_named(stage: str, name: str) -> "Parts":
-    return getattr(_build(name), stage)
+def _part_named(recipe: "Assembly", stage: str, name: str) -> "Parts":
+    other = _build(name)
+    if type(other) is not type(recipe):
+        raise UsageError(
+            f"'{recipe.name}' cannot take its {stage} from '{name}': one is of kind {type(recipe).__name__}, the other of kind "
+            f"{type(other).__name__}, whose parts read other things."
+        )
+    found: Parts = getattr(other, stage)
+    return found
 
 
 def describe(name: str, **settings: Any) -> str:
     """The assembled objective as a formula, the parts with their settings, the paper and the known deviations."""
-    from upslope.formula import objective
-
     found, recipe = find(name), make(name, **settings)
     width = max(len(key) for key in recipe.parts())
-    lines = [f"{recipe.name}: {found.title}", f"{found.url or found.paper}", "", *objective(recipe), "", "parts"]
+    lines = [f"{recipe.name}: {found.title}", f"{found.url or found.paper}", "", *recipe.objective(), "", "parts"]
     lines += [f"  {key:<{width}}  {part}" for key, part in recipe.parts().items()]
-    lines += [f"reads {', '.join(sorted(recipe.needs)) or 'nothing'} besides logp and mask"]
+    lines += [recipe.reading()]
     for heading in ("Expects", "Deviations", "Not this", "Claim"):
         text = found.section(heading)
         if text:
@@ -284,7 +297,7 @@ def diff(one: str, other: str) -> str:
     return "\n".join(lines)
 
 
-def _by_class(recipe: "Recipe", several: set[str]) -> "dict[str, Part | float]":
+def _by_class(recipe: "Assembly", several: set[str]) -> "dict[str, Part | float]":
     """Parts by stage, and by `stage.ClassName` in the stages where one of two recipes holds several; factors of terms."""
     parts = {f"{key}.{type(part).__name__}" if key in several else key: part for key, part in recipe.parts().items()}
     factors = {f"terms[{i}].coefficient": t.coefficient for i, t in enumerate(recipe.terms) if t.coefficient != 1}

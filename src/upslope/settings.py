@@ -4,15 +4,17 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from upslope.assembly import Assembly
 from upslope.errors import UsageError
-from upslope.recipe import STAGES, Part, Parts, Recipe, Term
+from upslope.recipe import Part, Parts, Term
 
 PartNamed = Callable[[str, str], Parts]
+Kind = TypeVar("Kind", bound=Assembly)
 
 
-def with_settings(recipe: Recipe, settings: Mapping[str, Any], part_named: PartNamed) -> Recipe:
+def with_settings(recipe: Kind, settings: Mapping[str, Any], part_named: PartNamed) -> Kind:
     """`recipe` with stages and settings overridden.
 
     A key is a stage (its value a Part, None, or a method's name, whose part `part_named(stage, name)` finds), a setting that
@@ -21,11 +23,11 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any], part_named: PartN
     Raises UsageError for a key that no part reads, that several read, or whose value is of the wrong kind.
     """
     for key, value in settings.items():
-        if key in STAGES:
+        if key in recipe.STAGES:
             recipe = recipe.replace(**{key: part_named(key, value) if isinstance(value, str) else value})
     changes: dict[int, tuple[str, Part | Term, dict[str, Any]]] = {}
     for key, value in settings.items():
-        if key not in STAGES:
+        if key not in recipe.STAGES:
             stage, owner, setting = _owner(recipe, key)
             changes.setdefault(id(owner), (stage, owner, {}))[2][setting] = converted(owner, setting, value)
     for stage, owner, changed in changes.values():  # all of a part's at once: it may check one against another
@@ -36,12 +38,12 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any], part_named: PartN
     return recipe.check()
 
 
-def known_settings(recipe: Recipe) -> list[str]:
+def known_settings(recipe: Assembly) -> list[str]:
     """Every `stage.setting` of the recipe, sorted."""
     return sorted(f"{stage}.{setting}" for stage, _, settings in _owners(recipe) for setting in settings)
 
 
-def _owners(recipe: Recipe) -> Iterator[tuple[str, Part | Term, list[str]]]:
+def _owners(recipe: Assembly) -> Iterator[tuple[str, Part | Term, list[str]]]:
     """Whatever has settings: its stage, itself, and their names."""
     named = [(stage, part, [f.name for f in fields(part)]) for stage, part in recipe.stages()]
     yield from named
@@ -51,7 +53,7 @@ def _owners(recipe: Recipe) -> Iterator[tuple[str, Part | Term, list[str]]]:
             yield stage, term, ["coefficient"]
 
 
-def _owner(recipe: Recipe, key: str) -> tuple[str, Part | Term, str]:
+def _owner(recipe: Assembly, key: str) -> tuple[str, Part | Term, str]:
     """The stage, the part or term, and the field that a key names."""
     wanted, _, setting = key.rpartition(".")
     found = [
@@ -72,7 +74,7 @@ def _owner(recipe: Recipe, key: str) -> tuple[str, Part | Term, str]:
     return *found[0], setting
 
 
-def _with_part(recipe: Recipe, stage: str, part: Part, changed: Part) -> Recipe:
+def _with_part(recipe: Kind, stage: str, part: Part, changed: Part) -> Kind:
     """The recipe with `changed` in the place of `part`."""
     if not stage.startswith("terms["):
         return recipe.replace(**{stage: _swap(getattr(recipe, stage), part, changed)})
@@ -80,7 +82,7 @@ def _with_part(recipe: Recipe, stage: str, part: Part, changed: Part) -> Recipe:
     return _with_term(recipe, stage, {f.name: _swap(getattr(term, f.name), part, changed) for f in fields(term)})
 
 
-def _with_term(recipe: Recipe, stage: str, changed: Mapping[str, Any]) -> Recipe:
+def _with_term(recipe: Kind, stage: str, changed: Mapping[str, Any]) -> Kind:
     """The recipe with some fields of the term at `stage` changed."""
     index, terms = _index(stage), list(recipe.terms)
     terms[index] = replace(terms[index], **changed)
