@@ -195,6 +195,11 @@ def test_stats():
     stats = PreferenceLoss(beta=0.5, reference=False).stats(batch)
     assert stats["pairs/accuracy"].tolist() == [1, 1, 0, 0, 0]
     assert stats["pairs/margin"].tolist() == [0.5, 0.5, -1, -1, 0]
+    assert torch.equal(stats["pairs/ranking_accuracy"], stats["pairs/accuracy"]), "without a reference the same"
+    reference = torch.tensor([[0.0], [-5.0], [-9.0], [-1.0], [0.0]])
+    stats = PreferenceLoss(beta=0.5).stats(batch.replace(ref_logp=reference))
+    assert stats["pairs/accuracy"].tolist() == [0, 0, 1, 1, 0]
+    assert stats["pairs/ranking_accuracy"].tolist() == [1, 1, 0, 0, 0], "by logp alone"
     by_reward = PreferenceLoss(beta=0.5, reference=False, pairs="reward").stats(batch)
     assert by_reward["pairs/paired"].tolist() == [1, 1, 1, 1, 0]
 

@@ -208,8 +208,11 @@ class PreferenceLoss(Part):
     def stats(self, batch: Batch) -> Stats:
         pairs, gap = self._gaps(batch)
         rows = len(batch)
+        logp = (batch.logp * batch.mask).sum(1)
+        ranked = (logp[pairs.winner] >= logp[pairs.loser]).to(gap.dtype)
         found = {
             "pairs/accuracy": pairs.on_both((gap.sign() + 1) / 2, rows),
+            "pairs/ranking_accuracy": pairs.on_both(ranked, rows),
             "pairs/margin": pairs.on_both(self.beta * gap, rows),
         }
         return found if self.pairs == "label" else {**found, "pairs/paired": pairs.on_both(torch.ones_like(gap), rows)}

@@ -47,6 +47,13 @@ CATALOG = (
     Metric(
         r"pairs/accuracy", "Pair accuracy", "Share of the step's pairs whose preferred completion scores higher.", 0, 1
     ),
+    Metric(
+        r"(?:eval/)?pairs/ranking_accuracy",
+        "Ranking accuracy",
+        "Share of pairs whose preferred completion is the likelier one, whatever the reference says.",
+        0,
+        1,
+    ),
     Metric(r"(?:eval/)?pairs/margin", "Pair margin", "By how much the preferred completion scores higher, times beta."),
     Metric(r"eval/pass@\d+", "Held-out pass@k", "Share of held-out prompts that pass once in k answers.", 0, 1),
     Metric(r"eval/reward", "Held-out reward", "Mean reward of the held-out answers."),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from upslope.batch import Batch
-from upslope.calibration import brier, expected_calibration_error, overconfidence, ranking
+from upslope.diagnostics.calibration import brier, expected_calibration_error, overconfidence, pairwise_ranking
 from upslope.methods.distill.opsd_sdft import opsd_sdft
 from upslope.parts.expert import is_expert
 from upslope.parts.privileged import LateSequenceMean, PrivilegedDivergence
@@ -70,7 +70,7 @@ class CalibratedDivergence(PrivilegedDivergence):
             return found
         both = torch.tensor([values[row] for row in rows]), (batch.reward[rows] > self.threshold).float()
         found |= {"confidence/brier": brier(*both), "confidence/ece": expected_calibration_error(*both)}
-        return found | {"confidence/over": overconfidence(*both), "confidence/ranking": ranking(*both)}
+        return found | {"confidence/over": overconfidence(*both), "confidence/ranking": pairwise_ranking(*both)}
 
 
 @method(

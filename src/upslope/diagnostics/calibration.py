@@ -21,7 +21,7 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
     return float(gap.abs().sum() / len(confidence))
 
 
-def ranking(confidence: Tensor, correct: Tensor) -> float:
+def pairwise_ranking(confidence: Tensor, correct: Tensor) -> float:
     """Chance that a right answer has a strictly higher confidence than a wrong one: ties count for nothing, unlike in AUROC.
 
     NaN where there are no right or no wrong answers.

@@ -1,0 +1,200 @@
+"""upslope diagnose ranking RUN [--data pairs.jsonl]"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from upslope.cli.train import Flag
+from upslope.errors import UsageError
+
+if TYPE_CHECKING:
+    from upslope.diagnostics.pairs import ScoredPairs
+    from upslope.rollout import Example
+
+DEFAULT_BETA = 0.1
+FEW = 30  # pairs of which shares say little
+
+
+def command(
+    what: tyro.conf.Positional[Literal["ranking"]],
+    model: tyro.conf.Positional[str],
+    *,
+    data: str | None = None,
+    split: Literal["train", "eval", "all"] | None = None,
+    reference: str | None = None,
+    beta: float | None = None,
+    pairs: int = 2000,
+    bins: int = 6,
+    device: str = "auto",
+    as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Examine a trained model. ranking: does it rank preference pairs as they are labelled, and how far from it are the rest?
+
+    Training lowers the loss of a pair long before the preferred completion is the likelier one: a pair that the reference ranks
+    wrong by c nats is ranked right only where its DPO loss is below -log sigmoid(beta c). The table shows accuracy, loss and
+    that bound by difficulty c.
+
+    Examples:
+      upslope diagnose ranking runs/dpo-pairs
+      upslope diagnose ranking runs/dpo-pairs --data other.jsonl --json
+      upslope diagnose ranking ./my-model --reference ./its-start --data pairs.jsonl --beta 0.05
+
+    Args:
+        what: ranking.
+        model: a run's folder (its newest checkpoint, its data, its start as the reference, its beta), or a model as for train.
+        data: pairs, as for train; the run's own where not given.
+        split: which pairs; where not given, those of --data all, of the run's own data the held-out ones.
+        reference: the model that training started from, where it is not the run's.
+        beta: of the objective, where it is not the run's.
+        pairs: at most so many, the first.
+        bins: lines of the table.
+        device: as in a run's settings.
+        as_json: print one JSON object.
+    """
+    from upslope.diagnostics.ranking import by_difficulty, ranking_report, ranking_table
+
+    if pairs < 1 or bins < 2 or (beta is not None and not beta > 0):
+        raise UsageError(
+            f"diagnose: --pairs {pairs} --bins {bins} --beta {beta}: at least 1 pair, 2 lines of the table, and a beta above 0."
+        )
+    subject = _subject(model, data, split, reference, beta)
+    examples, notes = _examples(subject, pairs)
+    found = _scored(subject, examples, device, quiet=as_json)
+    whole, parts = ranking_report(found.scores, subject.beta), by_difficulty(found.scores, subject.beta, bins)
+    left_out = {"ties": found.ties, "prompts_too_long": found.long, "completions_cut": found.cut}
+    if as_json:
+        facts = {"model": subject.model, "reference_model": subject.reference}
+        facts |= {"data": subject.data, "split": subject.split}
+        by_c = [part.to_dict() for part in parts]
+        print(json.dumps({**facts, **whole.to_dict(), "by_difficulty": by_c, "left_out": left_out}))
+        return
+    print(f"{subject.model} against {subject.reference}, beta {subject.beta:g}{subject.beta_from}")
+    for line in (*notes, *(f"{name.replace('_', ' ')}: {count}" for name, count in left_out.items() if count)):
+        print(line)
+    print()
+    for line in (*ranking_table(whole, parts), "", *_reading(whole)):
+        print(line)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is examined: two models by name, pairs, which of them, and the objective's beta with where it comes from."""
+
+    model: str
+    reference: str
+    data: str
+    split: str
+    settings: dict[str, Any]
+    beta: float
+    beta_from: str
+    options: dict[str, Any]
+    max_tokens: int | None
+
+
+def _subject(model: str, data: str | None, split: str | None, reference: str | None, beta: float | None) -> Subject:
+    """A run's folder says what is not given; of a model, reference and data must be given."""
+    folder = Path(model)
+    if not (folder / "config.yaml").is_file():
+        if reference is None or data is None:
+            lacks = " and ".join(
+                name for name, value in (("--reference", reference), ("--data", data)) if value is None
+            )
+            raise UsageError(
+                f"diagnose: {model} is no run's folder (it has no config.yaml), so give {lacks}. Example: upslope diagnose "
+                f"ranking {model} --reference tiny --data pairs.jsonl"
+            )
+        said = "" if beta is not None else " (the default; give --beta)"
+        return Subject(
+            model, reference, data, split or "all", {}, DEFAULT_BETA if beta is None else beta, said, {}, None
+        )
+    from upslope.config import config_from, read_config
+    from upslope.runs.checkpoint import load_checkpoint
+
+    config = config_from(read_config(folder / "config.yaml"), where=str(folder / "config.yaml"))
+    if config.data is None and data is None:
+        raise UsageError(f"diagnose: the run in {folder} has no data of its own. Give pairs: --data pairs.jsonl")
+    own = data is None
+    settings = dict(config.task_settings) if own and config.task is None else {}
+    trained, said = _beta_of(config.method, dict(config.settings))
+    if beta is not None:
+        trained, said = beta, ""
+    names = ("dtype", "trust_remote_code", "packing", "vocab_chunk")
+    return Subject(
+        str(load_checkpoint(folder).path),
+        reference or config.model,
+        data or str(config.data),
+        split or ("eval" if own else "all"),
+        settings,
+        trained,
+        said,
+        {name: getattr(config, name) for name in names},
+        config.max_tokens,
+    )
+
+
+def _beta_of(method: str, settings: dict[str, Any]) -> tuple[float, str]:
+    """The beta of a method's preference loss, and a word on it."""
+    from upslope.parts.preference import PreferenceLoss
+    from upslope.registry import make
+
+    for _, part in make(method, **settings).stages():
+        if isinstance(part, PreferenceLoss):
+            return part.beta, f" (the run's {method})"
+    return DEFAULT_BETA, f" (the default: {method} has no beta of a preference loss; --beta gives another)"
+
+
+def _examples(subject: Subject, most: int) -> "tuple[list[Example], list[str]]":
+    """The pairs to rank, and notes on the file."""
+    from upslope.tasks.completions import open_completions
+
+    opened = open_completions(subject.data, "pairs", subject.settings)
+    splits: tuple[Literal["train", "eval"], ...] = ("train", "eval")
+    found = [example for name in splits if subject.split in (name, "all") for example in opened.splits[name]]
+    which = {"all": "all pairs", "train": "the training pairs", "eval": "the held-out pairs"}[subject.split]
+    shown = f"{which} of {subject.data}" + (f", the first {most} of {len(found)}" if len(found) > most else "")
+    if subject.split == "eval" and len(found) < FEW:
+        shown += f": only {len(found)}. All of them: --split all"
+    return found[:most], [*opened.notes[:1], shown]
+
+
+def _scored(subject: Subject, examples: "list[Example]", device: str, *, quiet: bool) -> "ScoredPairs":
+    from upslope.diagnostics.pairs import score_pairs
+    from upslope.policies.language import LanguagePolicy
+    from upslope.threads import use_threads
+
+    use_threads(None)
+    policy, reference = (
+        LanguagePolicy.load(name, device=device, **subject.options) for name in (subject.model, subject.reference)
+    )
+    if policy.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+        raise UsageError(
+            f"diagnose: {subject.model} and {subject.reference} have different vocabularies, so their log-probs cannot be "
+            "compared. Give the model that training started from: --reference MODEL"
+        )
+    return score_pairs(policy, reference, examples, max_tokens=subject.max_tokens, progress=_progress(quiet))
+
+
+def _progress(quiet: bool) -> Callable[[int], None]:
+    if quiet or not sys.stderr.isatty():
+        return lambda done: None
+    return lambda done: print(f"\r  {done} pairs scored", end="\n", file=sys.stderr, flush=True)
+
+
+def _reading(whole: Any) -> list[str]:
+    """What the numbers mean, and the ceiling and the floor."""
+    return [
+        f"idealized accuracy {whole.idealized:.1%}, so an alignment gap of {whole.alignment_gap:+.1%}: a policy that is best for "
+        "the objective ranks that many right",
+        f"no policy of the same mean loss ranks fewer than {whole.floor:.1%} right",
+        "",
+        "difficulty: by how many nats the reference holds the rejected completion for more likely (c)",
+        "reference, ranked right, per token: the preferred completion is the likelier one, under the reference, under the model,",
+        "  by the model's mean over tokens",
+        "gained: the model has raised the preferred completion over the rejected one, relative to the reference (pairs/accuracy)",
+        "loss, needs loss below: mean DPO loss, and -log sigmoid(beta c), below which a pair is ranked right",
+    ]

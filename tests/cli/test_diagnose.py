@@ -1,0 +1,126 @@
+"""upslope diagnose, from runs and from models, and what it says where it cannot."""
+
+import json
+import shlex
+
+import pytest
+import torch
+
+from upslope.__main__ import main
+from upslope.policies.language import LanguagePolicy
+from upslope.rollout import Rollouts
+
+from .scene import put
+
+ROWS = [
+    {
+        "prompt": f"p{i}",
+        "chosen": "abc"[: 1 + i % 3],
+        "rejected": "XYZ"[: 1 + i % 2],
+        "label": 0.2 if i % 4 == 0 else 1.0,
+    }
+    for i in range(60)
+]
+SMALL = ("self_checks=false", "threads=1", "sinks=[]", "eval.prompts=4", "max_tokens=8", "prompts_per_step=4")
+SETTINGS = " ".join(f"--set {setting}" for setting in (*SMALL, "optimizer.lr=1e-2", "surrogate.beta=0.3"))
+TRAIN = f"train dpo --model TOY --data pairs.jsonl --steps 3 --out run {SETTINGS}"
+
+
+@pytest.fixture
+def say(here, toy, capsys):
+    """Runs a command line; its status and what it printed."""
+    put(here, {"pairs.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS)}, toy)
+
+    def run(command):
+        capsys.readouterr()
+        status = main(shlex.split(command.replace("TOY", toy)))
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
+
+    return run
+
+
+def logp(policy, prompt, text):
+    ids, _ = policy.encode_completion(prompt, text)
+    rollouts = Rollouts.given([policy.encode(prompt)], torch.tensor([0]), [ids], ["stop"], [text])
+    return float(policy.score(rollouts)["logp"].double().sum().detach()), len(ids)
+
+
+def test_a_run_is_ranked_by_its_own_data_start_and_beta(say, here, toy):
+    assert say(TRAIN)[0] == 0
+    status, text = say("diagnose ranking run --split all --json")
+    assert status == 0
+    found = json.loads(text)
+    assert (found["pairs"], found["beta"], found["reference_model"]) == (60, 0.3, toy)
+    policies = [LanguagePolicy.load(name) for name in (found["model"], toy)]
+    right, ref_right, mean_right, difficulties = [], [], [], []
+    for row in ROWS:
+        texts = (row["rejected"], row["chosen"]) if row["label"] < 0.5 else (row["chosen"], row["rejected"])
+        (w, w_length), (ell, l_length) = (logp(policies[0], row["prompt"], text) for text in texts)
+        (rw, _), (rl, _) = (logp(policies[1], row["prompt"], text) for text in texts)
+        right.append(w >= ell)
+        ref_right.append(rw >= rl)
+        mean_right.append(w / w_length >= ell / l_length)
+        difficulties.append(rl - rw)
+    assert found["accuracy"] == pytest.approx(sum(right) / 60)
+    assert found["reference"] == pytest.approx(sum(ref_right) / 60)
+    assert found["normalized"] == pytest.approx(sum(mean_right) / 60)
+    assert found["difficulty"] == pytest.approx([min(difficulties), max(difficulties)], abs=1e-3)
+    assert found["accuracy"] != found["reference"], "the run has moved"
+    assert sum(part["pairs"] for part in found["by_difficulty"]) == 60
+
+
+def test_the_table(say):
+    assert say(TRAIN)[0] == 0
+    status, text = say("diagnose ranking run --bins 3")
+    assert status == 0
+    assert "beta 0.3 (the run's dpo)" in text
+    assert "held-out pairs of pairs.jsonl: only " in text
+    assert "needs loss below" in text
+    assert "alignment gap" in text
+
+
+def test_a_model_and_its_reference(say, toy):
+    status, text = say("diagnose ranking TOY --reference TOY --data pairs.jsonl --json")
+    assert status == 0
+    found = json.loads(text)
+    assert found["accuracy"] == found["reference"]
+    assert (found["implicit"], found["beta"], found["split"]) == (0.5, 0.1, "all")
+
+
+def test_pairs_that_cannot_be_ranked_are_counted(say, here):
+    rows = [*ROWS[:3], {"prompt": "a tie", "chosen": "a", "rejected": "b", "label": 0.5}]
+    rows += [{"prompt": "long " * 40, "chosen": "a", "rejected": "b", "label": 1.0}]
+    (here / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, text = say("diagnose ranking TOY --reference TOY --data odd.jsonl --json")
+    found = json.loads(text)
+    assert found["pairs"] == 3
+    assert found["left_out"] == {"ties": 1, "prompts_too_long": 1, "completions_cut": 0}
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("diagnose ranking TOY", ("no run's folder", "--reference and --data")),
+        ("diagnose ranking TOY --reference TOY --data absent.jsonl", ("absent.jsonl",)),
+        ("diagnose ranking TOY --reference TOY --data questions.jsonl", ("questions.jsonl", "chosen")),
+        ("diagnose ranking TOY --reference tiny --data pairs.jsonl", ("different vocabularies", "--reference")),
+        ("diagnose ranking TOY --reference TOY --data pairs.jsonl --beta -1", ("--beta -1.0", "above 0")),
+        ("diagnose ranking TOY --reference TOY --data tie.jsonl", ("no pair is left", "1 are ties")),
+        ("diagnose nonsense TOY", ("nonsense",)),
+    ],
+)
+def test_refused(say, here, command, words):
+    (here / "tie.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b", "label": 0.5}\n')
+    status, text = say(command)
+    assert status == 2, text
+    assert "Traceback" not in text
+    assert all(word in text for word in words), text
+
+
+def test_a_run_without_data_needs_some(say):
+    few = " ".join(f"--set {setting}" for setting in (*SMALL, "eval.samples=1"))
+    assert say(f"train grpo --task chain_sum --steps 1 --out sums {few}")[0] == 0
+    status, text = say("diagnose ranking sums")
+    assert status == 2
+    assert "no data of its own" in text
