@@ -162,6 +162,20 @@ def test_statistics_of_micro_batches_add_up():
     assert 0 < whole["ratio/clip_fraction"] < 1
 
 
+def test_statistics_of_a_term_are_about_its_rows():
+    recipe, batch = mixed(), mixed_batch()
+    prepared = recipe.prepare(batch)
+    own, expert = prepared.select(batch.source == 0), prepared.select(batch.source == 1)
+    stats = recipe.loss(prepared.replace(old_logp=batch.old_logp - 0.1 * batch.trajectory.unsqueeze(1)))[1]
+    own = own.replace(old_logp=own.old_logp - 0.1 * own.trajectory.unsqueeze(1))
+    for name, column in recipe.surrogate.stats(own).items():
+        expected = own.masked_mean(column) if column.ndim == 2 else column.mean()
+        assert float(stats[name]) == pytest.approx(float(expected)), name
+    kl = recipe.terms[0].regularizer[0].stats(expert)["kl"]
+    assert float(stats["kl"]) == pytest.approx(float(expert.masked_mean(kl)))
+    assert float(stats["kl"]) != pytest.approx(float(batch.masked_mean(KL(0.5).stats(batch)["kl"])))
+
+
 def test_a_mini_batch_has_its_own_denominators_and_the_batchs_advantages():
     recipe, batch = make("grpo", regularizer=None), batch_of([[1, 0, 0], [0, 1]])
     prepared = recipe.prepare(batch)

@@ -66,6 +66,14 @@ def test_minibatches_part_the_groups(sizes, minibatches, epochs, seed):
     assert all(torch.equal(one, other) for one, other in zip(chosen, again, strict=True))
 
 
+def test_groups_of_one_prompt_come_into_one_minibatch():
+    prompt = torch.arange(6).repeat_interleave(4)
+    batch = batch_of([[0.0, 0.0]] * 12).replace(prompt=prompt)  # of each prompt a given group and a sampled one
+    for rows in updater(minibatches=3)._minibatches(batch, (0,)):
+        assert len(rows) == 8
+        assert torch.equal(prompt[rows].unique(return_counts=True)[1], torch.tensor([4, 4]))
+
+
 def test_minibatches_come_in_another_order_in_every_epoch_and_step():
     batch = batch_of([[0.0, 1.0]] * 12)
     orders = [

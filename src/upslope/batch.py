@@ -12,8 +12,15 @@ from torch import Tensor
 
 from upslope.errors import UsageError
 
-SOURCES = ("policy", "expert", "replay", "teacher", "tempered")
-"""Meaning of the integers in the column `source`; "tempered": the policy at another temperature, in a second draw."""
+SOURCES = ("policy", "expert", "replay", "teacher", "tempered", "earlier")
+"""Meaning of the integers in the column `source`: who wrote the row.
+
+policy, tempered   the policy of this step; at another temperature, in a second draw
+replay             the policy of an earlier step, whose rollouts are used again
+earlier            the reference, or an earlier checkpoint of the policy, in this step
+expert             the data, which gives completions
+teacher            the task, whose reference answer it is
+"""
 
 
 @dataclass(frozen=True)

@@ -247,6 +247,9 @@ class Recipe(Assembly):
                 scale = penalty_scale[:, 0]
             columns[f"scale_{index}"] = scale
             columns[f"penalty_scale_{index}"] = penalty_scale
+            if term.rows is not None:
+                columns[f"token_share_{index}"] = within / within.sum().clamp(min=1)
+                columns[f"row_share_{index}"] = within.any(1) / within.any(1).sum().clamp(min=1)
         return batch.replace(**columns)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Stats]:
@@ -274,12 +277,19 @@ class Recipe(Assembly):
 
     @torch.no_grad()
     def _stats(self, batch: Batch) -> Stats:
+        """Means of what the parts tell, over all rows; of a term that is about some rows only, over these."""
         found: Stats = {}
+        of_term = {
+            id(part): f"_{index}"
+            for index, term in enumerate(self.all_terms())
+            if term.rows is not None
+            for part in (term.surrogate, *term.regularizer)
+        }
         for stage, part in self.stages():
             if stage in TRAINER_STAGES:
                 continue
             for name, column in part.stats(batch.read_by(part)).items():
-                share = batch.token_share if column.ndim == 2 else batch.row_share
+                share = getattr(batch, ("token" if column.ndim == 2 else "row") + "_share" + of_term.get(id(part), ""))
                 found[name] = (column * share).sum()
         return found
 

@@ -12,6 +12,7 @@ from upslope.batch import Batch
 from upslope.collect import seeded
 from upslope.learner import AdamStep, Halves, Learner, MicroBatch, NotFiniteError, RateRule, StepResult
 from upslope.parts.altered import mismatched
+from upslope.parts.expert import sampled_now
 from upslope.policies.plans import score_in_passes
 from upslope.recipe import Part, Recipe, State
 from upslope.rollout import Rollouts
@@ -210,8 +211,10 @@ class Updater:
         return found
 
     def _minibatches(self, batch: Batch, key: tuple[object, ...]) -> list[Tensor]:
-        """Row indices of every optimizer step; groups stay whole, in a seeded order."""
-        update, group = self.recipe.update, batch.group.cpu() if "group" in batch else torch.arange(len(batch))
+        """Row indices of every optimizer step; the rows of a prompt, its groups with them, stay together, in a seeded order."""
+        update, group = self.recipe.update, torch.arange(len(batch))
+        for name in ("group", "prompt"):
+            group = getattr(batch, name).cpu().unique(return_inverse=True)[1] if name in batch else group
         groups = int(group.max()) + 1
         count = min(update.minibatches, groups)  # type: ignore[union-attr]
         if count == 1:
@@ -300,9 +303,10 @@ class Updater:
                 columns = {name: column for name, column in columns.items() if name in seen}
             part = mini.batch.select(rows)
             if gap is not None:
+                own = part.mask & sampled_now(part).unsqueeze(1)
                 sampled = mini.rollouts.logp[rows].to(part.logp.device)
-                difference = ((columns["logp"].detach() - sampled) * part.mask).abs()
-                gap.append((float(difference.sum()), float(difference.max()), int(part.mask.sum())))
+                difference = ((columns["logp"].detach() - sampled) * own).abs()
+                gap.append((float(difference.sum()), float(difference.max()), int(own.sum())))
             return self.recipe.loss(part.replace(**columns))
 
         return loss
@@ -349,8 +353,9 @@ class _MiniBatch:
         some = copy.copy(self)
         some.rollouts, some.told = _selected(self.rollouts, self.told, rows.cpu())
         some.batch = self.batch.select(rows).narrow(some.rollouts.tokens.shape[1])
-        mask, trained = some.batch.mask, some.batch.trained
-        some.batch = some.batch.replace(token_share=mask / mask.sum(), row_share=trained / trained.sum())
+        whole = some.batch
+        shares = {n: getattr(whole, n) for n in whole if n.startswith(("token_share", "row_share"))}
+        some.batch = whole.replace(**{n: share / share.sum().clamp(min=1e-12) for n, share in shares.items()})
         return some
 
     def control(self, columns: Mapping[str, Tensor]) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from upslope.batch import SOURCES
-from upslope.parts.expert import ExpertRows, MixedBaseline, PolicyRows
+from upslope.parts.expert import ExpertRows, MixedBaseline, PolicyRows, sampled_now
 from upslope.parts.likelihood import NegativeLogLikelihood
 from upslope.parts.surrogate import EntropyLoss, ImportanceRatio
 from upslope.testing import batch_of
@@ -18,6 +18,15 @@ BATCH = batch_of([[0, 1, 1], [0, 1]], source=SOURCE)
 def test_rows():
     assert ExpertRows()(BATCH).tolist() == [False, False, True, False, True]
     assert PolicyRows()(BATCH).tolist() == [True, True, False, True, False]
+
+
+def test_every_source_is_given_or_sampled():
+    batch = batch_of([[0.0] * len(SOURCES)], source=torch.arange(len(SOURCES)))
+    given = {SOURCES[row] for row in ExpertRows()(batch).nonzero().flatten().tolist()}
+    assert given == {"expert", "teacher"}
+    assert torch.equal(PolicyRows()(batch), ~ExpertRows()(batch))
+    assert {SOURCES[row] for row in sampled_now(batch).nonzero().flatten().tolist()} == {"policy", "tempered"}
+    assert sampled_now(batch.replace(source=None)).all(), "rows of unknown origin are the policy's"
 
 
 @pytest.mark.parametrize("scale", [None, "sample_std"])

@@ -1,27 +1,36 @@
-"""Rows of an expert (source "teacher": Sample.reference_rows) beside the policy's own in the same groups."""
+"""Rows that nobody sampled beside those that were: of the task's reference answers, or of the data."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from upslope.batch import SOURCES, Batch
 from upslope.parts.advantage import GroupBaseline
 from upslope.recipe import Part
 
-TEACHER = SOURCES.index("teacher")
+
+def of_source(batch: Batch, *names: str) -> Tensor:
+    """Rows that come from one of these SOURCES, [R] bool."""
+    return torch.isin(batch.source, torch.tensor([SOURCES.index(name) for name in names], device=batch.source.device))
 
 
 def is_expert(batch: Batch) -> Tensor:
-    """Rows that an expert wrote, [R] bool."""
-    return batch.source == TEACHER
+    """Rows that were given: the task's reference answers (Sample.reference_rows) or the data's completions (FromData), [R] bool."""
+    return of_source(batch, "teacher", "expert")
+
+
+def sampled_now(batch: Batch) -> Tensor:
+    """Rows that the policy of this step wrote, whose log-probs the sampler knows, [R] bool; all without a column `source`."""
+    return of_source(batch, "policy", "tempered") if "source" in batch else torch.ones_like(batch.trained)
 
 
 @dataclass(frozen=True)
 class ExpertRows(Part):
-    """A term's `rows`: those of the expert, [R] bool."""
+    """A term's `rows`: those that were given, [R] bool."""
 
-    formula: ClassVar[str] = "the expert's completions"
+    formula: ClassVar[str] = "the given completions"
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -30,9 +39,9 @@ class ExpertRows(Part):
 
 @dataclass(frozen=True)
 class PolicyRows(Part):
-    """A term's `rows`: all but the expert's, [R] bool."""
+    """A term's `rows`: those that were sampled, [R] bool."""
 
-    formula: ClassVar[str] = "the policy's completions"
+    formula: ClassVar[str] = "the sampled completions"
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
 
     def __call__(self, batch: Batch) -> Tensor:
