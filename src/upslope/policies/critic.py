@@ -10,14 +10,15 @@ from upslope.policies import loading
 from upslope.policies.language import LanguagePolicy
 from upslope.policies.lora import has_adapters
 from upslope.policies.network import Network
+from upslope.policies.reward_model import RewardModel
 from upslope.rollout import Rollouts
 
 
 class LanguageCritic:
     """V(s_t): the value of the state before each response token, read where the policy predicts that token.
 
-    network   a copy of the policy's model without its output layer
-    head      from its hidden state [H] to a value, 0 at the start, in float32
+    network   a copy of the policy's (or a reward model's) model without its output layer
+    head      from its hidden state [H] to a value, in float32
     """
 
     def __init__(self, network: Network, head: nn.Linear) -> None:
@@ -26,7 +27,7 @@ class LanguageCritic:
 
     @classmethod
     def from_policy(cls, policy: LanguagePolicy) -> "LanguageCritic":
-        """A critic that starts from the policy's weights and shares none.
+        """A critic that starts from the policy's weights and shares none; its values are 0 at the start.
 
         Of a policy with adapters, only the adapters and the head are trained.
         """
@@ -38,6 +39,22 @@ class LanguageCritic:
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         return cls(policy.network.twin(twin), head)
+
+    @classmethod
+    def from_reward_model(cls, reward_model: RewardModel) -> "LanguageCritic":
+        """A critic that starts from a reward model's weights, its score included, and shares none; all of it is trained.
+
+        Adapters are merged into the weights.
+        """
+        twin = copy.deepcopy(reward_model.model)
+        twin = (twin.merge_and_unload() if has_adapters(twin) else twin).requires_grad_(True)
+        score = twin.score
+        head = nn.Linear(score.in_features, 1, device=reward_model.device, dtype=torch.float32)
+        with torch.no_grad():
+            head.weight.copy_(score.weight)
+            head.bias.copy_(torch.zeros(1) if score.bias is None else score.bias)
+        twin.score = nn.Identity()
+        return cls(reward_model.network.twin(twin), head)
 
     def score(self, rollouts: Rollouts, rows: Tensor | None = None) -> dict[str, Tensor]:
         """{"value": [r, T]} for the given rows (all, where None): float32, 0 where masked, with gradient.

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,10 +14,15 @@ from upslope.rollout import Message
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 UNLIMITED = 2**31
+SCORING = "ForSequenceClassification"  # how transformers' classes with a score end
+Head = Literal["vocabulary", "score", "any score"]
+"""What stands on the model's hidden states: a layer over the vocabulary, a score, or a score that is new where there is none."""
 
 
-def load(name: str | Path, device: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    """The model, on its device, and the tokenizer that `LanguagePolicy.load` describes."""
+def load(
+    name: str | Path, device: str, dtype: str, trust_remote_code: bool, head: Head = "vocabulary"
+) -> tuple[Any, Any]:
+    """The model with that head, on its device, and the tokenizer that `LanguagePolicy.load` describes."""
     from transformers import AutoConfig
 
     where = resolve_device(device)
@@ -29,8 +34,9 @@ def load(name: str | Path, device: str, dtype: str, trust_remote_code: bool) -> 
             raise UsageError(
                 f"{name} is an encoder-decoder ({config.model_type}): only causal language models can be trained."
             )
+        _check_head(name, config, head)
         tokenizer = _load_tokenizer(source, remote)
-        model = _load_model(source, config, resolve_dtype(dtype, where), remote)
+        model = _load_model(source, config, resolve_dtype(dtype, where), remote, head)
     check_vocabulary(tokenizer, model, source)
     for weight, values in model.named_parameters():
         if not values.isfinite().all():
@@ -92,11 +98,39 @@ def _load_tokenizer(source: str, remote: dict[str, bool]) -> Any:
     return _opened("tokenizer", source, lambda: AutoTokenizer.from_pretrained(source, **remote))
 
 
-def _load_model(source: str, config: Any, dtype: torch.dtype, remote: dict[str, bool]) -> Any:
-    from transformers import AutoModelForCausalLM
+def scores(config: Any) -> bool:
+    """Whether the configuration is of a model with a score."""
+    return any(name.endswith(SCORING) for name in config.architectures or ())
+
+
+def _check_head(name: str | Path, config: Any, head: Head) -> None:
+    kind = " and ".join(config.architectures or ()) or config.model_type
+    if head == "vocabulary" and scores(config):
+        raise UsageError(
+            f"{name} is a reward model ({kind}): it scores texts and cannot write any. Give a language model here; a reward "
+            "model's place is --reward-model."
+        )
+    if head == "score" and not scores(config):
+        raise UsageError(
+            f"{name} has no score ({kind}), so it is no reward model; one is saved as ...{SCORING}. Train it: "
+            f"upslope train rm --model {name} --data PAIRS."
+        )
+    if scores(config) and config.num_labels != 1:
+        raise UsageError(
+            f"{name} is a classifier into {config.num_labels} classes ({kind}); a reward model has one score."
+        )
+
+
+def _load_model(source: str, config: Any, dtype: torch.dtype, remote: dict[str, bool], head: Head) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    new = head == "any score" and not scores(config)
+    if new:
+        config.num_labels = 1
+    kind: Any = AutoModelForCausalLM if head == "vocabulary" else AutoModelForSequenceClassification
 
     def read() -> Any:
-        return AutoModelForCausalLM.from_pretrained(
+        return kind.from_pretrained(
             source,
             config=config,
             dtype=dtype,
@@ -113,7 +147,7 @@ def _load_model(source: str, config: Any, dtype: torch.dtype, remote: dict[str, 
             f"{name} of {source} is saved as {shapes[0]}, but its config.json asks for {shapes[1]}: "
             "the config belongs to another model."
         )
-    missing = sorted(report["missing_keys"])
+    missing = sorted(key for key in report["missing_keys"] if not (new and key.startswith("score.")))
     if missing:
         raise UsageError(
             f"{source} lacks {len(missing)} of the weights that its config.json asks for, such as {missing[0]}: "

@@ -36,8 +36,8 @@ class LoraSettings:
             )
 
 
-def add_adapters(model: Any, settings: LoraSettings) -> Any:
-    """Wrap `model` by peft, so that only adapters are trained.
+def add_adapters(model: Any, settings: LoraSettings, *, score: bool = False) -> Any:
+    """Wrap `model` by peft, so that only adapters are trained; with `score`, of a model with a score, also that layer.
 
     Raises:
         UsageError: `targets` names no layer of the model.
@@ -50,7 +50,7 @@ def add_adapters(model: Any, settings: LoraSettings) -> Any:
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft only divides by it
         lora_dropout=0.0,
         target_modules=targets,
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.SEQ_CLS if score else TaskType.CAUSAL_LM,
     )
     try:
         with warnings.catch_warnings():

@@ -1,8 +1,9 @@
 """A transformers model that reads rollouts: on packed prefix trees, or on padded rows."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +43,9 @@ class Network:
         pad: int | None,
         attention: Backend | Literal["auto"] = "auto",
         gradient_checkpointing: bool = False,
-    ) -> "Network":
+    ) -> Self:
         model.eval()
-        if model.get_output_embeddings() is None:
-            kind = type(model).__name__
-            raise UsageError(f"{kind} has no output layer over a vocabulary: load it as a causal language model.")
+        cls.check(model)
         embedded = model.get_input_embeddings().weight.shape[0]
         return cls(
             model,
@@ -56,7 +55,14 @@ class Network:
             _configs=attention_configs(model),
         )
 
-    def twin(self, model: Any) -> "Network":
+    @staticmethod
+    def check(model: Any) -> None:
+        """Raises UsageError for a model without the layer that `forward` ends with."""
+        if model.get_output_embeddings() is None:
+            kind = type(model).__name__
+            raise UsageError(f"{kind} has no output layer over a vocabulary: load it as a causal language model.")
+
+    def twin(self, model: Any) -> Self:
         """The same way to run another model of the same architecture, a copy of this one."""
         layers = checkpointing.checkpointed_layers(model) if self.checkpointed else []
         return replace(self, model=model, checkpointed=layers, _configs=attention_configs(model))
@@ -82,13 +88,19 @@ class Network:
 
     def forward(self, scored: Pass, logits: bool) -> tuple[Tensor, Tensor]:
         """Hidden states [n, H] and logits [n, V] ([0, V] where not asked for) at the states of the pass."""
+        head = self.model.get_output_embeddings()
+        with self.running(scored) as inputs, only_states(head, scored.states, logits) as seen:
+            output = self.model(**inputs, use_cache=False)
+        return seen[0], output.logits[0]
+
+    @contextmanager
+    def running(self, scored: Pass) -> Iterator[dict[str, Tensor]]:
+        """The model's inputs for the pass; inside the block it attends over the trees of the pass."""
         inputs = {"input_ids": scored.ids}
         if scored.positions is not None:
             inputs["position_ids"] = scored.positions
         if scored.attended is not None:
             inputs["attention_mask"] = scored.attended
         trees = nullcontext() if scored.tree is None else packed_attention(self._configs, scored.tree, self.backend)
-        head = self.model.get_output_embeddings()
-        with trees, checkpointing.active(self.checkpointed), only_states(head, scored.states, logits) as seen:
-            output = self.model(**inputs, use_cache=False)
-        return seen[0], output.logits[0]
+        with trees, checkpointing.active(self.checkpointed):
+            yield inputs
