@@ -1,6 +1,10 @@
-"""A small random language model in a folder, with a byte tokenizer, for tests of the loop and the command line."""
+"""A small random language model in a folder, with a byte tokenizer, for tests of the loop and the command line; a chat server."""
 
+import json
 import os
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, and test processes side by side: more threads only wait
 
@@ -39,3 +43,52 @@ def questions(tmp_path):
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(f'{{"question": "q{i}", "answer": "{i % 7}"}}\n' for i in range(40)))
     return path
+
+
+class ChatServer(ThreadingHTTPServer):
+    """An OpenAI-compatible API of a judge: `reply(prompt, first, second)` gives the text of the completion, or status, body and
+    headers. `asked`: path, body and headers of the requests.
+    """
+
+    daemon_threads = True
+    fields = re.compile(
+        r"<request>\n(.*)\n</request>.*<answer_a>\n(.*)\n</answer_a>.*<answer_b>\n(.*)\n</answer_b>", re.S
+    )
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), ChatHandler)
+        self.asked, self.reply = [], lambda prompt, first, second: "[[C]]"
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    def pair(self, body):
+        found = self.fields.search(body["messages"][0]["content"])
+        return found.groups() if found else ("", "", "")
+
+    def handle_error(self, request, client_address):
+        """A client that did not wait for the reply is what some tests are about."""
+
+
+class ChatHandler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, body, dict(self.headers)))
+        reply = self.server.reply(*self.server.pair(body))
+        if isinstance(reply, str):
+            reply = 200, json.dumps({"choices": [{"message": {"role": "assistant", "content": reply}}]})
+        status, text, *headers = reply
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def chat_server():
+    with ChatServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()

@@ -1,15 +1,18 @@
-"""upslope eval MODEL --task NAME [-k K]"""
+"""upslope eval MODEL --task NAME [-k K | --win-rate OTHER]"""
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from upslope.cli.train import Flag, Repeated, resolve
 from upslope.errors import UsageError
-from upslope.rollout import Sampling
+from upslope.rollout import Example, Sampling
 
 if TYPE_CHECKING:
+    from upslope.config import Config
     from upslope.evaluate import Evaluation
 
 
@@ -20,6 +23,11 @@ def command(
     data: str | None = None,
     reward: str | None = None,
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 1,
+    win_rate: str | None = None,
+    judge: str | None = None,
+    judge_model: str | None = None,
+    judge_prompt: Path | None = None,
+    out: Path | None = None,
     samples: int | None = None,
     prompts: int = 200,
     temperature: float = 1.0,
@@ -29,12 +37,24 @@ def command(
 ) -> None:
     """pass@k of a model on a task's held-out prompts, by the unbiased estimator, with a bootstrap interval over prompts.
 
+    With --win-rate OTHER: both models answer, and a judge compares: the task's reward, or a language model.
+
+    Examples:
+      upslope eval runs/demo --task chain_sum -k 4
+      upslope eval runs/demo --win-rate tiny --task chain_sum
+      upslope eval ./new --win-rate ./old --data prompts.jsonl --judge http://localhost:8000/v1 --judge-model NAME
+
     Args:
-        model: tiny, a Hugging Face folder (a checkpoint of a run is one), or a hub id.
+        model: tiny, a Hugging Face folder (a checkpoint of a run is one), a run's folder (its newest checkpoint), or a hub id.
         task: a name that `upslope tasks` lists.
         data: your own data, as for train.
         reward: your own reward, as for train.
         k: completions of which one must pass.
+        win_rate: the other model. Each answer of the one meets each answer of the other; with --judge, sample i meets sample i.
+        judge: URL of an OpenAI-compatible API that decides, asked in both orders; its key is read from UPSLOPE_JUDGE_KEY.
+        judge_model: name of the judge's model.
+        judge_prompt: a file with {prompt}, {first} and {second} that asks the judge for [[A]], [[B]] or [[C]] (a tie).
+        out: a file for all answers and comparisons, one JSON line per prompt.
         samples: completions drawn per prompt; the larger of 4 and k where not given.
         prompts: held-out prompts, at most.
         temperature: of the sampling; 0 is greedy.
@@ -42,37 +62,74 @@ def command(
         as_json: print one JSON object.
         set: path=value, as for train; repeatable.
     """
+    from upslope.runs.checkpoint import model_folder
+
+    drawn = max(4, k) if samples is None else samples
+    deciding = {"--judge": judge, "--judge-model": judge_model, "--judge-prompt": judge_prompt}
+    check_options(k, drawn, prompts, win_rate, {**deciding, "--out": out})
+    overrides = (f"eval.prompts={prompts}", f"eval.samples={drawn}", *set)
+    given = {"model": model_folder(model), "task": task, "data": data, "reward": reward, "seed": seed}
+    config = resolve("reinforce", given, overrides, config=None, out=None, resume=False)
+    if win_rate is None:
+        return pass_at_k(config, model, sorted({1, k}), temperature, as_json)
+    from upslope.cli.win_rate import play
+
+    return play(config, (model, win_rate), temperature, judge, judge_model, judge_prompt, out, as_json)
+
+
+def check_options(k: int, samples: int, prompts: int, win_rate: str | None, options: dict[str, object]) -> None:
+    """Raises UsageError for a wrong number, an option that would not be read, or one that another needs."""
+    if not 1 <= k <= samples:
+        raise UsageError(
+            f"eval: pass@{k} needs k between 1 and the {samples} samples per prompt. Lower -k or raise --samples."
+        )
+    if prompts < 1:
+        raise UsageError(f"eval: --prompts is {prompts}; it must be at least 1.")
+    if win_rate is None:
+        unread = [name for name, value in options.items() if value is not None]
+        if unread:
+            raise UsageError(f"eval: {unread[0]} is for comparing with another model: give --win-rate OTHER.")
+        return
+    if k != 1:
+        raise UsageError(
+            f"eval: --win-rate does not read -k {k}. Leave it out; --samples says how many answers are drawn."
+        )
+    if options["--judge"] is None:
+        unread = [name for name in ("--judge-model", "--judge-prompt") if options[name] is not None]
+        if unread:
+            raise UsageError(f"eval: {unread[0]} is for a language model as judge: give --judge URL.")
+    elif options["--judge-model"] is None:
+        raise UsageError("eval: --judge needs the name of the model behind it: give --judge-model NAME.")
+
+
+def pass_at_k(config: "Config", model: str, ks: list[int], temperature: float, as_json: bool) -> None:
     from upslope.evaluate import evaluate
     from upslope.setup import open_parts
     from upslope.threads import use_threads
 
-    drawn = max(4, k) if samples is None else samples
-    if not 1 <= k <= drawn:
-        raise UsageError(
-            f"eval: pass@{k} needs k between 1 and the {drawn} samples per prompt. Lower -k or raise --samples."
-        )
-    if prompts < 1:
-        raise UsageError(f"eval: --prompts is {prompts}; it must be at least 1.")
-    overrides = (f"eval.prompts={prompts}", f"eval.samples={drawn}", *set)
-    given = {"model": model, "task": task, "data": data, "reward": reward, "seed": seed}
-    config = resolve("reinforce", given, overrides, config=None, out=None, resume=False)
     use_threads(config.threads)
     parts = open_parts(config, recipe=None, task=None, policy=None, weights=None)
     try:
+        require_prompts(parts.eval_examples)
         found = evaluate(
             engine=parts.engine,
             judge=parts.task.judge,
             encode=parts.actors.policy.encode,
             examples=parts.eval_examples,
-            samples=drawn,
+            samples=config.eval.samples,
             sampling=Sampling(parts.max_tokens, temperature, config.top_p, config.top_k, config.stop),
             solved_at=parts.task.solved_at,
-            seed=seed,
-            ks=(1, k),
+            seed=config.seed,
+            ks=ks,
         )
     finally:
         parts.task.close()
-    _tell(found, sorted({1, k}), {"model": model, "task": parts.task.name, "samples": drawn}, as_json)
+    _tell(found, ks, {"model": model, "task": parts.task.name, "samples": config.eval.samples}, as_json)
+
+
+def require_prompts(examples: Sequence[Example]) -> None:
+    if not examples:
+        raise UsageError("eval: there is no held-out prompt. Give more rows, or --set task_settings.eval_data=FILE.")
 
 
 def _tell(found: "Evaluation", ks: list[int], facts: dict[str, object], as_json: bool) -> None:

@@ -120,6 +120,17 @@ def load_checkpoint(folder: str | Path, step: int | None = None) -> Checkpoint:
     )
 
 
+def model_folder(name: str) -> str:
+    """The model that a name stands for: of a run's folder its newest whole checkpoint, anything else as it is.
+
+    Raises UsageError for a run's folder without a whole checkpoint.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "config.yaml").is_file() and not (folder / "config.json").exists():
+        return str(load_checkpoint(folder).path)
+    return name
+
+
 def list_checkpoints(folder: str | Path) -> list[int]:
     """Steps of the checkpoints in a run folder, ascending; damaged ones too. Raises RunError if it cannot be read."""
     checkpoints = Path(folder) / "checkpoints"

@@ -38,21 +38,12 @@ def open_data(
     eval_size: int | None,
 ) -> Task:
     """The task for `data`. Raises UsageError naming file, line or row, and what is wrong there."""
-    for setting in settings:
-        if setting not in SETTINGS:
-            raise UsageError(f"a data file has no setting '{setting}'. Its settings: {', '.join(SETTINGS)}.")
-    name, rows = read(data)
-    layout = detect_layout(name, rows, settings.get("input_key"), settings.get("label_key"))
+    name, layout, splits, notes = read_splits(data, settings)
     if reward is None:
         proposal = " or --reward math or --reward exact" if layout.reference else ""
         raise UsageError(f"say how answers to {name} are verified: --reward FILE.py:FUNCTION{proposal}.")
     parts = parse_reward(reward)
-    notes = [f"{name}: {counted(len(rows), 'row')}, {layout.describe()}"]
-    if settings.get("eval_data") is not None:
-        splits, split_notes = split_by_file(rows, layout, settings)
-    else:
-        splits, split_notes = split_within(rows, examples_of(rows, layout))
-    notes += split_notes + duplicate_notes(splits)
+    notes += duplicate_notes(splits)
     for part in parts:
         if part.needs_reference:
             require_references(name, splits, layout, part.name)
@@ -64,6 +55,28 @@ def open_data(
         raise
     cut, size_notes = at_most(splits, train_size, eval_size)
     return Task(name, cut, judge, plain(settings), notes + size_notes)
+
+
+def open_prompts(data: Data, settings: Mapping[str, Any], eval_size: int | None) -> Task:
+    """The prompts of `data`, whose judge is of no parts: somebody else judges the answers."""
+    name, _, splits, notes = read_splits(data, settings)
+    cut, size_notes = at_most(splits, None, eval_size)
+    return Task(name, cut, Judge(()), plain(settings), notes + size_notes)
+
+
+def read_splits(data: Data, settings: Mapping[str, Any]) -> tuple[str, Layout, dict[str, list[Example]], list[str]]:
+    """Name, columns, both splits and notes of a file with prompts."""
+    for setting in settings:
+        if setting not in SETTINGS:
+            raise UsageError(f"a data file has no setting '{setting}'. Its settings: {', '.join(SETTINGS)}.")
+    name, rows = read(data)
+    layout = detect_layout(name, rows, settings.get("input_key"), settings.get("label_key"))
+    notes = [f"{name}: {counted(len(rows), 'row')}, {layout.describe()}"]
+    if settings.get("eval_data") is not None:
+        splits, split_notes = split_by_file(rows, layout, settings)
+    else:
+        splits, split_notes = split_within(rows, examples_of(rows, layout))
+    return name, layout, splits, notes + split_notes
 
 
 def at_most(
