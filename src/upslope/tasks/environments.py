@@ -1,0 +1,341 @@
+"""Copies of one environment in lockstep, in process; the end of an episode is dealt with here, and nowhere else.
+
+    environments = open_environments("CartPole-v1", count=8, seed=0)
+    observation = environments.reset()
+    step = environments.step(action)
+
+Whatever the autoreset mode of what is wrapped, `step.next_observation` is what the action led to, `step.observation` what
+the next action is chosen on. Every episode is reset with a seed of its own, made of (seed, copy, episode), so the running
+episodes of a run that was killed are played again from their actions: nothing of an environment is ever pickled.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from upslope.errors import UsageError
+from upslope.tasks.spaces import ActionSpec, ObservationSpec
+
+LONGEST = 100_000  # steps after which an episode without a time limit counts as one that never ends
+Actions = Literal["clip", "scale"]
+
+
+class Episode(NamedTuple):
+    """One that has ended: the copy it was played in, its number there, the sum of its rewards, its steps."""
+
+    copy: int
+    number: int
+    total: float
+    length: int
+
+
+class Step(NamedTuple):
+    """What came of one action in each of N copies.
+
+    observation        what the next action is chosen on: after the reset, where an episode ended       [N, D] float32
+    reward             of the action                                                                    [N] float32
+    terminated         the episode ended, and nothing comes after it                                    [N] bool
+    truncated          it was cut off by a time limit: what would have come is V(next_observation)      [N] bool
+    next_observation   what the action led to; the last of its episode, where that ended                [N, D] float32
+    episodes           those that ended in this step
+    valid              False where no action was taken, since the copy only reset itself; None: all     [N] bool
+    """
+
+    observation: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    next_observation: np.ndarray
+    episodes: tuple[Episode, ...] = ()
+    valid: np.ndarray | None = None
+
+
+class EnvironmentFailure(UsageError):  # noqa: N818 - a UsageError that the trainer tells apart, to save before it ends
+    """An environment raised, or gave what it may not give. The message names the copy, the episode and the step."""
+
+
+class Environments:
+    """N copies of one environment in lockstep. Not safe for threads.
+
+    name           of the environment
+    count          N
+    observations   what the columns of an observation are
+    actions        what an action is; `convention` "clip": continuous ones are cut to the box, "scale": given in [-1, 1] and
+                   mapped onto the box
+    limit          steps after which an episode is truncated; None: the environment's own affair
+    """
+
+    name: str
+    observations: ObservationSpec
+    actions: ActionSpec
+
+    def __init__(self, count: int, seed: int, *, convention: Actions = "clip", limit: int | None = None) -> None:
+        if count < 1:
+            raise UsageError(f"{count} copies of an environment were asked for; at least 1 is needed.")
+        if limit is not None and limit < 1:
+            raise UsageError(f"an episode of {limit} steps was asked for; max_episode_steps must be at least 1.")
+        self.count, self.seed, self.convention, self.limit = count, seed, convention, limit
+        self.longest = LONGEST
+        self.number = np.zeros(count, dtype=np.int64)
+        self.length = np.zeros(count, dtype=np.int64)
+        self.total = np.zeros(count)
+        self._started = False
+
+    def _prepare(self) -> None:
+        """Called by subclasses once spaces are known."""
+        spec = self.actions
+        if spec.kind != "continuous":
+            return
+        if self.convention == "scale" and not spec.bounded:
+            raise UsageError(
+                f"{self.name}: its actions have no finite bounds, onto which actions in [-1, 1] could be mapped. Take a Gaussian "
+                "policy, or wrap the environment so that its action space is a finite Box."
+            )
+        self._low = np.asarray(spec.low, dtype=np.float32)
+        self._high = np.asarray(spec.high, dtype=np.float32)
+
+    def reset(self) -> np.ndarray:
+        """Starts the next episode of every copy; observation [N, D]."""
+        if self._started:
+            self.number += 1
+        self._started = True
+        self.length[:], self.total[:] = 0, 0.0
+        observation = np.empty((self.count, self.observations.size), dtype=np.float32)
+        self._restart(np.arange(self.count), observation)
+        self._check(observation)
+        self.observation = observation
+        return observation
+
+    def step(self, action: np.ndarray) -> Step:
+        """One action in each copy: [N] int64 or [N, A]. Arrays of the result are not written to again.
+
+        Raises EnvironmentFailure for an environment that raises, gives a NaN or another shape, or never ends an episode.
+        """
+        if not self._started:
+            raise UsageError("Environments.step was called before reset.")
+        given = self._given(np.asarray(action))
+        reached, reward, terminated, truncated = self._advance(given)
+        self.length += 1
+        self.total += reward
+        if self.limit is not None:
+            truncated = truncated | (self.length >= self.limit)
+        truncated = truncated & ~terminated
+        ended = terminated | truncated
+        self._check(reached, reward)
+        if not ended.any():
+            if self.limit is None:
+                self._check_endless()
+            self.observation = reached
+            return Step(reached, reward, terminated, truncated, reached)
+        rows = ended.nonzero()[0]
+        episodes = tuple(
+            Episode(int(row), int(self.number[row]), float(self.total[row]), int(self.length[row])) for row in rows
+        )
+        self.number[rows] += 1
+        self.length[rows], self.total[rows] = 0, 0.0
+        observation = reached.copy()
+        self._restart(rows, observation)
+        self._check(observation)
+        self.observation = observation
+        return Step(observation, reward, terminated, truncated, reached, episodes)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on from here, bit for bit: plain numbers and arrays."""
+        return {"number": self.number.copy(), "length": self.length.copy(), "total": self.total.copy()}
+
+    def restore(self, state: Mapping[str, Any]) -> list[str]:
+        """Goes on from what `state` returned; returns what could not be brought back, a sentence each."""
+        if len(state["number"]) != self.count:
+            raise UsageError(
+                f"the state is of {len(state['number'])} copies of {self.name}, and there are {self.count}. Set the number back."
+            )
+        self.number, self.length = state["number"].copy(), state["length"].copy()
+        self.total, self._started = state["total"].copy(), True
+        return []
+
+    def skip(self) -> None:
+        """Gives the running episodes up: the next `reset` starts others. For going on after an environment has failed."""
+        self.number += 1
+        self._started = False
+
+    def close(self) -> None:
+        """Closes the environments; a second call does nothing."""
+
+    def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Observation [N, D], reward, terminated, truncated [N]: new arrays, before any reset."""
+        raise NotImplementedError
+
+    def _restart(self, rows: np.ndarray, observation: np.ndarray) -> None:
+        """Starts episode `number[row]` of the rows and writes their first observations."""
+        raise NotImplementedError
+
+    def seed_of(self, row: int) -> int:
+        """The seed of the running episode of a copy."""
+        words = np.random.SeedSequence((self.seed, int(row), int(self.number[row]))).generate_state(1)
+        return int(words[0])
+
+    def _given(self, action: np.ndarray) -> np.ndarray:
+        """The actions as the environment wants them, [N, ...]."""
+        spec = self.actions
+        if action.shape[:1] != (self.count,) or action.size != self.count * spec.size:
+            wanted = [self.count] if spec.kind == "discrete" else [self.count, spec.size]
+            raise UsageError(f"{self.name}: actions of shape {list(action.shape)} were given; it takes {wanted}.")
+        if spec.kind == "continuous":
+            action = action.reshape(self.count, -1).astype(np.float32, copy=False)
+            if self.convention == "scale":
+                action = self._low + (action.clip(-1.0, 1.0) + 1.0) * (0.5 * (self._high - self._low))
+            return np.clip(action, self._low, self._high)
+        shape = (self.count,) if spec.kind == "discrete" else (self.count, spec.size)
+        return action.reshape(shape) + np.asarray(spec.start if shape[1:] else spec.start[0])
+
+    def _where(self, row: int) -> str:
+        return (
+            f"environment {self.name}, copy {row}, episode {int(self.number[row])}, step {int(self.length[row])} "
+            f"(reset with seed {self.seed_of(row)})"
+        )
+
+    def _check(self, observation: np.ndarray, reward: np.ndarray | None = None) -> None:
+        sums = float(observation.sum()) + (0.0 if reward is None else float(reward.sum()))
+        if np.isfinite(sums):
+            return
+        bad = ~np.isfinite(observation)
+        if bad.any():
+            row, column = (int(x) for x in np.argwhere(bad)[0])
+            raise EnvironmentFailure(
+                f"{self._where(row)}: the observation's {self.observations.names[column]} is {observation[row, column]}. Bound "
+                "the environment's dynamics, or end the episode before it diverges."
+            )
+        if reward is not None and not np.isfinite(reward).all():
+            row = int((~np.isfinite(reward)).nonzero()[0][0])
+            raise EnvironmentFailure(
+                f"{self._where(row)}: the reward is {reward[row]}. Rewards must be finite numbers."
+            )
+
+    def _check_endless(self) -> None:
+        if int(self.length.max()) >= self.longest:
+            row = int(self.length.argmax())
+            raise EnvironmentFailure(
+                f"{self._where(row)}: the episode has not ended, and the environment has no time limit. Set one: "
+                "task_settings.max_episode_steps=1000, or max_episode_steps where it is registered."
+            )
+
+
+class Copies(Environments):
+    """Any Gymnasium environment: a list of copies that are stepped in turn, and restored by playing their actions again."""
+
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        count: int,
+        seed: int,
+        *,
+        name: str = "",
+        convention: Actions = "clip",
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(count, seed, convention=convention, limit=limit)
+        self.copies = [make() for _ in range(count)]
+        first = self.copies[0]
+        self.name = name or str(getattr(getattr(first, "spec", None), "id", None) or type(first).__name__)
+        self.observations = ObservationSpec.of(first.observation_space)
+        self.actions = ActionSpec.of(first.action_space)
+        self._dtype = first.action_space.dtype
+        self._taken: list[np.ndarray] = []  # actions of the steps since `_since`, of all copies
+        self._clock = self._since = 0
+        self._begun = np.zeros(count, dtype=np.int64)  # the clock at which a copy's running episode began
+        self._prepare()
+
+    def state(self) -> dict[str, Any]:
+        """Numbers of the episodes, and the actions of the running ones in order, with what they led to."""
+        played = [np.stack([a[row] for a in self._running(row)] or [self._none()]) for row in range(self.count)]
+        return {
+            **super().state(),
+            "played": [actions[: self.length[row]] for row, actions in enumerate(played)],
+            "observation": self.observation.copy(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> list[str]:
+        super().restore(state)
+        self._taken, self._clock, self._since = [], 0, 0
+        self._begun = -self.length  # as if the running episodes had begun before the clock
+        observation = np.empty_like(state["observation"])
+        longest = int(self.length.max())
+        stacked = [np.broadcast_to(self._none(), (self.count, *self._none().shape)).copy() for _ in range(longest)]
+        lost = []
+        for row, actions in enumerate(state["played"]):
+            self._reset_copy(row, observation)
+            try:
+                for index, action in enumerate(actions):
+                    self._step_copy(row, action, observation)
+                    stacked[longest - len(actions) + index][row] = action
+            except EnvironmentFailure:
+                observation[row] = np.nan
+            if not np.array_equal(observation[row], state["observation"][row]):
+                self.number[row] += 1
+                self.length[row], self.total[row], self._begun[row] = 0, 0.0, 0
+                self._reset_copy(row, observation)
+                lost.append(
+                    f"copy {row} of {self.name} does not repeat an episode from its seed and actions: it starts a new episode, and "
+                    "the run goes on otherwise than it would have. An environment must draw from self.np_random alone"
+                )
+        self._taken, self._since = stacked, -longest
+        self.observation = observation
+        return lost
+
+    def close(self) -> None:
+        for copy in self.copies:
+            copy.close()
+        self.copies = []
+
+    def _none(self) -> np.ndarray:
+        spec = self.actions
+        shape = () if spec.kind == "discrete" else (spec.size,)
+        return np.zeros(shape, dtype=np.float32 if spec.kind == "continuous" else np.int64)
+
+    def _running(self, row: int) -> list[np.ndarray]:
+        return self._taken[int(self._begun[row]) - self._since :]
+
+    def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        count = self.count
+        observation = np.empty((count, self.observations.size), dtype=np.float32)
+        reward = np.empty(count, dtype=np.float32)
+        terminated, truncated = np.empty(count, dtype=bool), np.empty(count, dtype=bool)
+        self._taken.append(action if action.base is None else action.copy())
+        self._clock += 1
+        given = action.tolist() if self.actions.kind == "discrete" else action
+        for row in range(count):
+            reward[row], terminated[row], truncated[row] = self._step_copy(row, given[row], observation)
+        return observation, reward, terminated, truncated
+
+    def _restart(self, rows: np.ndarray, observation: np.ndarray) -> None:
+        for row in rows.tolist():
+            self._reset_copy(row, observation)
+        self._begun[rows] = self._clock
+        oldest = int(self._begun.min())
+        if oldest - self._since > 64:  # forget the actions of episodes that are over
+            del self._taken[: oldest - self._since]
+            self._since = oldest
+
+    def _step_copy(self, row: int, action: Any, observation: np.ndarray) -> tuple[float, bool, bool]:
+        if self.actions.kind == "continuous":
+            action = action.reshape(self.actions.shape).astype(self._dtype, copy=False)
+        elif self.actions.kind == "multi_discrete":
+            action = action.reshape(self.actions.shape)
+        try:
+            seen, reward, terminated, truncated, _ = self.copies[row].step(action)
+            self.observations.flatten(seen, observation[row])
+            return float(reward), bool(terminated), bool(truncated)
+        except Exception as error:
+            raise self._failure(row, "step", error) from error
+
+    def _reset_copy(self, row: int, observation: np.ndarray) -> None:
+        try:
+            seen, _ = self.copies[row].reset(seed=self.seed_of(row))
+            self.observations.flatten(seen, observation[row])
+        except Exception as error:
+            raise self._failure(row, "reset", error) from error
+
+    def _failure(self, row: int, where: str, error: Exception) -> EnvironmentFailure:
+        what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        return EnvironmentFailure(f"{self._where(row)}: {where} failed: {what}. Correct the environment.")

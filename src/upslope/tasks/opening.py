@@ -1,0 +1,147 @@
+"""Environments by registered id, by "module:Class" or "file.py:function", or from Python."""
+
+import copy
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from upslope.errors import UsageError
+from upslope.tasks.batched import BatchedCartPole, Vectorized
+from upslope.tasks.environments import Actions, Copies, Environments
+
+
+def open_environments(
+    what: Any,
+    count: int,
+    seed: int,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    convention: Actions = "clip",
+) -> Environments:
+    """`count` copies of an environment.
+
+    what      an id that is registered with Gymnasium; "module:Class", "module:function", "file.py:Class"; a class or function
+              that makes one; an environment, which is copied; a vector environment, which has its own count
+    settings  keywords of the environment; `max_episode_steps` is read here: the time limit, in place of the registered one
+    Raises UsageError naming what is wrong with `what` or with the settings.
+    """
+    values = dict(settings or {})
+    limit = values.pop("max_episode_steps", None)
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
+        raise UsageError(f"max_episode_steps is {limit!r}; it must be a whole number of steps, e.g. 1000.")
+    if isinstance(what, str) and not _is_registered(what):
+        if ":" not in what:
+            raise UsageError(_unknown(what))
+        what = _load(what)
+    if isinstance(what, str):
+        return _registered(what, count, seed, values, limit, convention)
+    if hasattr(what, "num_envs") and not isinstance(what, type):
+        _refuse(values, "a vector environment")
+        return Vectorized(what, seed, convention=convention, limit=limit)
+    if callable(what):
+        name = getattr(what, "__name__", type(what).__name__)
+        make: Callable[[], Any] = lambda: _made(what, name, values)  # noqa: E731
+        first = make()
+        if hasattr(first, "num_envs"):
+            return Vectorized(first, seed, name=name, convention=convention, limit=limit)
+        made = [first]
+        return Copies(
+            lambda: made.pop() if made else make(), count, seed, name=name, convention=convention, limit=limit
+        )
+    if not hasattr(what, "step") or not hasattr(what, "reset"):
+        raise UsageError(f"an environment must have reset and step, and {type(what).__name__} has not.")
+    _refuse(values, "an environment that has been made")
+    return _copied(what, count, seed, limit, convention)
+
+
+def _refuse(values: Mapping[str, Any], what: str) -> None:
+    if values:
+        raise UsageError(
+            f"{what} takes no settings any more: {', '.join(values)}. Pass the class or a function instead."
+        )
+
+
+def _registered(
+    name: str, count: int, seed: int, values: dict[str, Any], limit: int | None, convention: Actions
+) -> Environments:
+    """Made without Gymnasium's wrappers for checking and time limits, which are dealt with here: half the time of a step."""
+    import gymnasium
+
+    if name.partition(":")[2]:
+        importlib.import_module(name.partition(":")[0])
+        name = name.partition(":")[2]
+    spec = gymnasium.spec(name)
+    limit = spec.max_episode_steps if limit is None else limit
+    if name in ("CartPole-v0", "CartPole-v1") and count >= 8 and not set(values) - {"sutton_barto_reward"}:
+        return BatchedCartPole(count, seed, name=name, convention=convention, limit=limit, **values)
+    bare = dataclasses.replace(spec, order_enforce=False, max_episode_steps=None)
+    make: Callable[[], Any] = lambda: _made(  # noqa: E731
+        lambda **keywords: gymnasium.make(bare, disable_env_checker=True, **keywords), name, values
+    )
+    return Copies(make, count, seed, name=name, convention=convention, limit=limit)
+
+
+def _made(what: Callable[..., Any], name: str, values: Mapping[str, Any]) -> Any:
+    try:
+        return what(**values)
+    except Exception as error:
+        given = f" with {', '.join(f'{key}={value!r}' for key, value in values.items())}" if values else ""
+        raise UsageError(f"the environment {name} cannot be made{given}: {type(error).__name__}: {error}") from error
+
+
+def _copied(first: Any, count: int, seed: int, limit: int | None, convention: Actions) -> Environments:
+    made = [first]
+
+    def make() -> Any:
+        if made:
+            return made.pop()
+        try:
+            return copy.deepcopy(first)
+        except Exception as error:
+            raise UsageError(
+                f"{type(first).__name__} cannot be copied ({type(error).__name__}: {error}), and {count} copies are needed. Pass "
+                "its class or a function that makes one."
+            ) from error
+
+    return Copies(make, count, seed, convention=convention, limit=limit)
+
+
+def _is_registered(name: str) -> bool:
+    import gymnasium
+
+    module, _, plain = name.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            return False
+    return plain in gymnasium.registry
+
+
+def _unknown(name: str) -> str:
+    import gymnasium
+
+    close = difflib.get_close_matches(name, gymnasium.registry.keys(), n=3, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    return f"no environment '{name}' is registered with Gymnasium.{hint} Your own: module:Class or file.py:Class."
+
+
+def _load(what: str) -> Any:
+    """The class or function that "module:name" or "file.py:name" names."""
+    from upslope.tasks.user_reward import import_file
+
+    source, _, name = what.rpartition(":")
+    try:
+        module = import_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    except Exception as error:
+        raise UsageError(
+            f"the environment {what}: {source} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        raise UsageError(f"{source} has no class or function '{name}'. It has: {', '.join(own) or 'none'}.")
+    return found
