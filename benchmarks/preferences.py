@@ -11,10 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from upslope.collect import seeded
-from upslope.engines.local import LocalEngine
+from upslope.pairs import sample_pairs
 from upslope.policies.language import LanguagePolicy
-from upslope.rollout import Sampling
 from upslope.tasks.base import open_task
 
 PROMPTS, SAMPLES, FLIPS, STEPS = 3000, 8, 0.3, 120
@@ -30,25 +28,15 @@ the margin by themselves: with 30 % of them `dpo` is better than without, and as
 flipped labels did not reproduce: it is slightly behind, since it removes just that bound."""
 
 
-def make_pairs(flipped: float, path: Path) -> None:
+def make_pairs(flipped: float, path: Path, prompts: int = PROMPTS) -> None:
     """Writes one pair for every prompt that the model answers both rightly and wrongly."""
-    policy = LanguagePolicy.load("tiny")
     chance = random.Random(0)
     with open_task("chain_sum", for_model="tiny") as task, open(path, "w", encoding="utf-8") as file:
-        examples = task.examples("train")[:PROMPTS]
-        ids = [policy.encode(example.prompt) for example in examples]
-        rollouts = LocalEngine(policy).generate(ids, [SAMPLES] * len(ids), Sampling(8), seeded("pairs"))
-        of_row = [examples[index] for index in rollouts.prompt.tolist()]
-        outcomes = task.judge.score(of_row, rollouts.text)
-        found: dict[int, dict[bool, str]] = {}
-        for prompt, text, outcome in zip(rollouts.prompt.tolist(), rollouts.text, outcomes, strict=True):
-            if text.strip():
-                found.setdefault(prompt, {}).setdefault(outcome.value == 1.0, text)
-        both = {prompt: texts for prompt, texts in found.items() if len(texts) == 2}
-        for prompt, texts in both.items():
-            right = chance.random() >= flipped
-            pair = {"chosen": texts[right], "rejected": texts[not right]}
-            file.write(json.dumps({"prompt": examples[prompt].prompt, **pair}) + "\n")
+        pairs = sample_pairs(LanguagePolicy.load("tiny"), task, prompts=prompts, samples=SAMPLES, max_tokens=8)
+        for pair in pairs:
+            if chance.random() < flipped:
+                pair = {**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]}
+            file.write(json.dumps(pair) + "\n")
 
 
 def compare(data: Path, out: Path, seeds: int) -> dict:
