@@ -72,3 +72,65 @@ def test_without_whitening_the_advantage_scales_with_the_reward():
     part = GAE(whiten=False)
     torch.testing.assert_close(part(zero.replace(reward=3 * batch.reward))["advantage"], 3 * part(zero)["advantage"])
     assert not torch.allclose(part(batch)["advantage"], part(zero)["advantage"])
+
+
+EPISODES = st.lists(
+    st.tuples(st.floats(-2, 2), st.floats(-2, 2), st.floats(-2, 2), st.sampled_from(["on", "terminated", "truncated"])),
+    min_size=1,
+    max_size=40,
+)
+
+
+def over_episodes(reward, value, next_value, ended, gamma, lam):
+    """The recursion, step by step from the last one back, anew in every episode."""
+    found, after = np.zeros(len(reward)), 0.0
+    for t in reversed(range(len(reward))):
+        after = reward[t] + gamma * next_value[t] - value[t] + gamma * lam * (0.0 if ended[t] else after)
+        found[t] = after
+    return found
+
+
+@given(EPISODES, UNIT, UNIT)
+def test_episode_ends_cut_and_time_limits_bootstrap(steps, gamma, lam):
+    reward, value, beyond, fate = (np.array(column) for column in zip(*steps, strict=True))
+    ended = fate != "on"
+    next_value = np.where(ended | (np.arange(len(value)) == len(value) - 1), beyond, np.append(value[1:], 0.0))
+    next_value = np.where(fate == "terminated", 0.0, next_value)
+    arrays = [torch.tensor(column).unsqueeze(0) for column in (reward, value, np.ones_like(ended))]
+    extra = {"ended": torch.tensor(ended).unsqueeze(0), "next_value": torch.tensor(next_value).unsqueeze(0)}
+    found = gae(*arrays, gamma, lam, **extra)[0].numpy()
+    np.testing.assert_allclose(found, over_episodes(reward, value, next_value, ended, gamma, lam), atol=1e-12)
+
+
+def test_card_numbers_of_control():
+    """Card: control_theory.md, ppo, identity 3."""
+    reward, value = torch.tensor([[1.0, 0.0, 1.0]]).double(), torch.tensor([[0.5, 0.4, 0.3]]).double()
+    after = torch.tensor([[0.4, 0.3, 0.2]]).double()
+    mask, no = torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3, dtype=torch.bool)
+    for lam, expected in (
+        (0.95, [1.593446, 0.741569, 0.898]),
+        (1, [1.674160, 0.786020, 0.898]),
+        (0, [0.896, -0.103, 0.898]),
+    ):
+        found = gae(reward, value, mask, 0.99, lam, ended=no, next_value=after)
+        np.testing.assert_allclose(found[0], expected, atol=5e-7)
+    batch = Batch(
+        logp=torch.zeros(1, 3).double(),
+        token_reward=reward,
+        old_value=value,
+        ended=torch.tensor([[False, True, False]]),
+        next_value=torch.tensor([[0.4, 0.0, 0.2]]).double(),
+    )
+    found = GAE(gamma=0.99, lam=0.95, whiten=False)(batch)
+    np.testing.assert_allclose(found["advantage"][0], [0.5198, -0.4, 0.898], atol=1e-9)
+    np.testing.assert_allclose(found["returns"][0], [1.0198, 0.0, 1.198], atol=1e-9)
+
+
+def test_long_rows_do_not_lose_precision():
+    generator = torch.Generator().manual_seed(0)
+    reward, value, after = (torch.randn(2, 3000, generator=generator) for _ in range(3))
+    ended, mask = torch.rand(2, 3000, generator=generator) < 0.002, torch.ones(2, 3000, dtype=torch.bool)
+    found = gae(reward, value, mask, 0.99, 1.0, ended=ended, next_value=after)
+    for row in range(2):
+        arrays = (column[row].double().numpy() for column in (reward, value, after, ended))
+        np.testing.assert_allclose(found[row], over_episodes(*arrays, 0.99, 1.0), rtol=1e-5, atol=1e-5)
