@@ -1,4 +1,12 @@
-"""Diagnostics: what a policy has learned, and what its data let it learn."""
+"""Diagnostics: what a policy has learned, and what its data let it learn.
+
+    ranking          ranking accuracy of pairs, its ceiling and its floor        (`upslope diagnose ranking`; pairs scores a model)
+    calibration      stated confidences against how often they are right
+    coverage         how well data covers what a policy does
+    online_offline   one loss on fresh, stored, and stored pairs in their order, exactly
+    modes            which KL an update lowers; modes that a policy has of a target
+    compounding      errors over a chain of steps, with and without correction
+"""
 
 from upslope.diagnostics.calibration import brier, expected_calibration_error, overconfidence, pairwise_ranking
 from upslope.diagnostics.ranking import (
