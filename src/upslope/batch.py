@@ -64,6 +64,8 @@ COLUMNS = {
     "truncated": Column("R", "bool", "the completion hit the length limit"),
     "advantage": Column("RT", "float", "advantage, constant; [R] is copied to the row's tokens"),
     "returns": Column("RT", "float", "target of the critic"),
+    "ended": Column("RT", "bool", "an episode ends with this step, by itself or by a time limit"),
+    "next_value": Column("RT", "float", "the critic's value of what the step led to, 0 where the episode terminated"),
     "weight": Column("RT", "float", "multiplies the surrogate, constant (default: ones)"),
     "tokens": Column("RT", "int", "token ids"),
     "turn": Column("RT", "int", "turn of a dialogue that a token belongs to"),
@@ -161,7 +163,7 @@ class Batch:
 
     def replace(self, **columns: Any) -> "Batch":
         """A Batch with these columns new or changed; None removes one. Checked as at construction."""
-        if GOVERNING & columns.keys():
+        if GOVERNING & columns.keys() and not self._only_logp(columns):
             return self._with_reader(Batch(**{**self._columns, **columns}))
         fresh = {name: _as_tensor(name, value) for name, value in columns.items() if value is not None}
         kept = {name: column for name, column in self._columns.items() if name not in columns}
@@ -172,8 +174,13 @@ class Batch:
         return twin
 
     def select(self, rows: Tensor) -> "Batch":
-        """The rows [r] int64 (or a bool mask [R]) of every column."""
-        return self._with_reader(Batch(**{name: column[rows] for name, column in self._columns.items()}))
+        """The rows [r] int64 (or a bool mask [R]) of every column. They were checked as part of the whole."""
+        columns = {name: column[rows] for name, column in self._columns.items()}
+        if not columns["mask"].any():
+            return Batch(**columns)  # which says what is wrong
+        if "group" in columns:
+            columns["group"] = torch.unique(columns["group"], return_inverse=True)[1]
+        return self._unchecked(columns)
 
     def narrow(self, width: int) -> "Batch":
         """Every token column cut to its first `width` positions. Raises UsageError where that cuts off trained tokens."""
@@ -192,6 +199,32 @@ class Batch:
         """Just the columns named, and logp and mask."""
         kept = names | {"logp", "mask"}
         return self._with_reader(Batch(**{name: column for name, column in self._columns.items() if name in kept}))
+
+    def transitions(self) -> "Batch":
+        """Every trained token as a row of its own, [M, 1], row after row; columns of rows are repeated."""
+        rows, width = self.mask.shape
+        kept = None if bool(self.mask.all()) else self.mask.flatten()
+        columns = {}
+        for name, column in self._columns.items():
+            token = column.shape[:2] == (rows, width) and COLUMNS.get(name, Column("R", "", "")).shape != "R"
+            flat = column.reshape(rows * width, 1, *column.shape[2:]) if token else column.repeat_interleave(width, 0)
+            columns[name] = flat if kept is None else flat[kept]
+        return self._unchecked(columns)
+
+    def extended(self, columns: Mapping[str, Tensor]) -> "Batch":
+        """`replace` without its checks, for columns that are made of checked ones: right in shape, finite, 0 where masked."""
+        return self._unchecked({**self._columns, **columns})
+
+    def _unchecked(self, columns: dict[str, Tensor]) -> "Batch":
+        twin = object.__new__(Batch)
+        object.__setattr__(twin, "_columns", columns)
+        object.__setattr__(twin, "_reader", self._reader)
+        return twin
+
+    def _only_logp(self, columns: Mapping[str, Any]) -> bool:
+        """Whether logp is new and alike, and neither mask nor valid is: then the other columns are as they were checked."""
+        logp = columns.get("logp")
+        return not {"mask", "valid"} & columns.keys() and isinstance(logp, Tensor) and logp.shape == self.logp.shape
 
     def read_by(self, part: object | None) -> "Batch":
         """The same batch, which names `part` in the error for an absent column."""

@@ -95,7 +95,8 @@ class Recipe(Assembly):
     Rewards, advantages and weights are made once per step, over all its rollouts (`credit`). `control` parts run once per
     mini-batch, without gradient, on the current log-probs: they return columns by name, such as a selection of tokens, the
     bounds of a clip or a dual variable, and may remember (`minibatch`). `loss` runs per micro-batch.
-    `rollout`, `update`, `curriculum` and `critic` are read by the trainer. A stage may hold a tuple of parts: rewards, weights
+    `rollout`, `update`, `curriculum` and `critic` are read by the trainer; so are `policy` and `optimizer`, by which a method
+    for environments says its network and how that is optimized. A stage may hold a tuple of parts: rewards, weights
     and controls apply in that order, regularizers add up. Build variants with `replace`, settings with `with_settings`.
     """
 
@@ -112,10 +113,12 @@ class Recipe(Assembly):
     update: Part | None = None
     curriculum: Part | None = None
     critic: Part | None = None
+    policy: Part | None = None
+    optimizer: Part | None = None
     name: str = field(default="recipe", compare=False)
     STAGES: ClassVar[tuple[str, ...]] = (
-        "curriculum", "rollout", "reward", "critic", "advantage", "weight", "control", "rows", "surrogate", "regularizer",
-        "aggregate", "update",
+        "curriculum", "policy", "rollout", "reward", "critic", "advantage", "weight", "control", "rows", "surrogate",
+        "regularizer", "aggregate", "update", "optimizer",
     )  # fmt: skip
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Stats]:
@@ -250,7 +253,7 @@ class Recipe(Assembly):
             if term.rows is not None:
                 columns[f"token_share_{index}"] = within / within.sum().clamp(min=1)
                 columns[f"row_share_{index}"] = within.any(1) / within.any(1).sum().clamp(min=1)
-        return batch.replace(**columns)
+        return batch.extended(columns)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Stats]:
         """The loss of a prepared micro-batch. Pure, and linear: losses and statistics of micro-batches add up.
@@ -325,7 +328,7 @@ class _Caller:
 
 
 STAGES = Recipe.STAGES
-TRAINER_STAGES = frozenset({"curriculum", "rollout", "critic", "update"})
+TRAINER_STAGES = frozenset({"curriculum", "policy", "rollout", "critic", "update", "optimizer"})
 CREDIT_STAGES = frozenset({"reward", "advantage", "weight"})
 MADE_BY = {
     "reward": frozenset({"token_reward"}),

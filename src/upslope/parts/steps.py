@@ -1,0 +1,91 @@
+"""Settings of learning from an environment: how much is played between updates, how it is used, and the optimizer."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from upslope.errors import UsageError
+from upslope.parts.sampling import Update
+from upslope.recipe import Part
+
+
+@dataclass(frozen=True)
+class Steps(Part):
+    """`steps` steps in each of `environments` copies, between two updates: rows of the batch are copies, [N, S].
+
+    Episodes go on from one update to the next. What a time limit cuts off, and what the last step led to, is worth V.
+    """
+
+    environments: int = 8
+    steps: int = 128
+    formula: ClassVar[str] = "{steps} steps of {environments} copies"
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "environments", "steps")
+
+
+@dataclass(frozen=True)
+class Episodes(Part):
+    """`episodes` whole episodes between two updates, played in `environments` copies: rows are episodes, [R, T].
+
+    An episode that a time limit cuts off is taken as it is: without a critic nothing is known of what it would have earned.
+    """
+
+    episodes: int = 16
+    environments: int = 16
+    formula: ClassVar[str] = "{episodes} whole episodes"
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "environments", "episodes")
+
+
+@dataclass(frozen=True)
+class StepUpdate(Update):
+    """How often what was played is used: `epochs` passes, each in `minibatches` optimizer steps.
+
+    transitions        mini-batches are drawn over single transitions, in a new order each epoch; False: over whole rows
+    value_coefficient  of the critic's loss beside the policy's, in one optimizer step with one gradient norm; None: the critic
+                       has an optimizer and a norm of its own, at `critic_lr`
+    target_kl          ends the epochs after the first whose mean estimated KL(old || new) is above it; None: never
+    """
+
+    transitions: bool = True
+    value_coefficient: float | None = 0.5
+    target_kl: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise UsageError(f"StepUpdate.target_kl is {self.target_kl:g}; it must be above 0, or None.")
+
+
+@dataclass(frozen=True)
+class Optimizer(Part):
+    """Adam, or RMSprop or SGD. `lr` falls to 0 at the last step of the run with schedule "linear"; `eps` as in the formula.
+
+    Gradients are clipped to norm `grad_clip`. `critic_lr` None: the same, where the critic has an optimizer of its own.
+    """
+
+    lr: float = 3e-4
+    critic_lr: float | None = None
+    kind: Literal["adam", "rmsprop", "sgd"] = "adam"
+    eps: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = 0
+    grad_clip: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "eps"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(
+                    f"Optimizer.{name} is {getattr(self, name)}; it must be a finite number of at least 0."
+                )
+        if not self.grad_clip > 0:
+            raise UsageError(f"Optimizer.grad_clip is {self.grad_clip}; it must be above 0, .inf for no clipping.")
+
+
+def _at_least_one(part: Part, *names: str) -> None:
+    for name in names:
+        if getattr(part, name) < 1:
+            raise UsageError(f"{type(part).__name__}.{name} is {getattr(part, name)}; it must be at least 1.")
