@@ -6,13 +6,14 @@ from typing import ClassVar
 import pytest
 import torch
 
-from upslope import UsageError, list_methods, make
+from upslope import UsageError, make
 from upslope.batch import COLUMNS
 from upslope.collect import SAMPLED_COLUMNS, first_batch
 from upslope.parts.sampling import Uniform
 from upslope.recipe import Part
 from upslope.rollout import Example, Outcome, Rollouts
 from upslope.setup import check_columns
+from upslope.testing import methods_on_batches
 
 NOT_TRAINED_HERE = {"grpo_guard": "step_size", "reward_model_bt": "value"}
 """Methods that nothing here trains, and a column of theirs that nothing makes."""
@@ -55,7 +56,7 @@ class Altering(Reads):
         return ids
 
 
-@pytest.mark.parametrize("name", sorted(set(list_methods()) - NOT_TRAINED_HERE.keys()))
+@pytest.mark.parametrize("name", sorted(set(methods_on_batches()) - NOT_TRAINED_HERE.keys()))
 def test_every_method_finds_its_columns(name):
     check_columns(make(name))
 

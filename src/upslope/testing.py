@@ -10,7 +10,7 @@ from torch import Tensor
 from upslope.batch import Batch
 from upslope.errors import UsageError
 from upslope.recipe import Recipe
-from upslope.registry import HEADINGS, find, make
+from upslope.registry import HEADINGS, find, list_methods, make
 
 VOCABULARY = 7
 
@@ -123,6 +123,11 @@ def finite_differences(function: Callable[[np.ndarray], float], at: np.ndarray, 
 REWARDS = [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.5], [1.0, 1.0]]
 
 
+def methods_on_batches() -> list[str]:
+    """Names of the methods that learn from a Batch of rows; the others learn from stored transitions."""
+    return [name for name in list_methods() if isinstance(make(name), Recipe)]
+
+
 def check_method(name: str, **columns: Any) -> None:
     """Runs a method through the contract; AssertionError or UsageError names what broke.
 
@@ -130,6 +135,12 @@ def check_method(name: str, **columns: Any) -> None:
     a page with every heading. `columns` are passed on to `batch_of` for methods that read columns of their own.
     """
     recipe = make(name)
+    if not isinstance(recipe, Recipe):
+        from upslope.actor_critic.contract import check_actor_critic
+
+        check_actor_critic(recipe)
+        check_page(name)
+        return
     off_policy = batch_of(REWARDS, seed=1, **columns)
     shift = 0.3 * torch.randn(off_policy.logp.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     batch = with_observed(recipe, off_policy.replace(old_logp=off_policy.logp + shift))

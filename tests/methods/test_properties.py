@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from upslope import Batch, UsageError, list_methods, make
+from upslope import Batch, UsageError, make
 from upslope.collect import Collector, first_batch, observed_at_sampling, seeded
 from upslope.config import OptimizerConfig
 from upslope.engines.local import LocalEngine
@@ -27,7 +27,14 @@ from upslope.prompts import PromptStream
 from upslope.recipe import Recipe
 from upslope.rollout import Example, Outcome, Sampling
 from upslope.runs.state import pack, unpack
-from upslope.testing import batch_of, check_failed_rewards, check_invariances, value_and_gradient, with_observed
+from upslope.testing import (
+    batch_of,
+    check_failed_rewards,
+    check_invariances,
+    methods_on_batches,
+    value_and_gradient,
+    with_observed,
+)
 from upslope.update import Actors
 
 FEW = settings(max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -82,7 +89,7 @@ def named(error: UsageError) -> None:
     assert "not finite" not in str(error), error
 
 
-@pytest.mark.parametrize("name", list_methods())
+@pytest.mark.parametrize("name", methods_on_batches())
 @FEW
 @given(batch=moderate())
 def test_row_order_padding_micro_batches_and_failed_rewards_change_nothing(name, batch):
@@ -96,7 +103,7 @@ def test_row_order_padding_micro_batches_and_failed_rewards_change_nothing(name,
         named(error)
 
 
-@pytest.mark.parametrize("name", list_methods())
+@pytest.mark.parametrize("name", methods_on_batches())
 @FEW
 @given(batch=extreme())
 def test_finite_or_a_named_error(name, batch):
@@ -145,7 +152,7 @@ def two_steps(recipe: Recipe, between):
     return value_and_gradient(recipe, prepared), state
 
 
-@pytest.mark.parametrize("name", [name for name in list_methods() if make(name).init()])
+@pytest.mark.parametrize("name", [name for name in methods_on_batches() if make(name).init()])
 def test_a_step_after_a_checkpoint_is_the_same_step(name):
     recipe = make(name)
     (loss, gradient), state = two_steps(recipe, lambda state: state)
@@ -186,7 +193,7 @@ def collected(policy, recipe: Recipe, between):
     return found, state
 
 
-@pytest.mark.parametrize("name", [name for name in list_methods() if remembers(make(name))])
+@pytest.mark.parametrize("name", [name for name in methods_on_batches() if remembers(make(name))])
 def test_rollouts_after_a_checkpoint_are_the_same_rollouts(policies, name):
     recipe = make(name)
     one, state = collected(policies["tree"], recipe, lambda state: state)

@@ -19,10 +19,12 @@ class MLP(Part):
                    "torch", the uniform one of torch.nn.Linear
     shared         the critic reads the policy's last hidden layer instead of having layers of its own
     distribution   of continuous actions; discrete ones are categorical. "squashed": tanh of a normal, actions in [-1, 1] that
-                   are mapped onto the environment's box. "gaussian": actions are cut to the box on their way, and only there
+                   are mapped onto the environment's box. "gaussian": actions are cut to the box on their way, and only there.
+                   "bounded": a normal with mean tanh(...) and a log-std within its bounds, and "deterministic": tanh(...)
+                   itself, both of actions in [-1, 1] as well
     components     of a mixture of that distribution; 1: none
     log_std        "free": a parameter for each entry of the action, first `log_std_init`; "state": a further output of the
-                   network, kept within log_std_low and log_std_high
+                   network, kept within log_std_low and log_std_high: "cut" there, or by a "tanh" onto them (log_std_bound)
     normalize      observations less their running mean, over their running std, cut to +- normalize_clip. The moments change
                    between updates only, belong to the policy, and stay as they are in evaluation
     """
@@ -35,12 +37,13 @@ class MLP(Part):
     policy_gain: float = 0.01
     value_gain: float = 1.0
     shared: bool = False
-    distribution: Literal["gaussian", "squashed"] = "gaussian"
+    distribution: Literal["gaussian", "squashed", "bounded", "deterministic"] = "gaussian"
     components: int = 1
     log_std: Literal["free", "state"] = "free"
     log_std_init: float = 0.0
     log_std_low: float = -20.0
     log_std_high: float = 2.0
+    log_std_bound: Literal["cut", "tanh"] = "cut"
     normalize: bool = False
     normalize_clip: float = 10.0
     formula: ClassVar[str] = "MLP {hidden} {activation}"

@@ -20,6 +20,7 @@ from upslope.policies.distributions import (
     Gaussian,
     Mixture,
     MultiCategorical,
+    Point,
     SquashedGaussian,
 )
 from upslope.policies.moments import Moments
@@ -79,14 +80,17 @@ class ControlPolicy(nn.Module):
         if not continuous and settings.components > 1:
             raise UsageError("MLP.components is of mixtures for continuous actions; these are discrete. Set it to 1.")
         size = actions.size if continuous else sum(actions.values)
-        states = settings.log_std == "state"
+        single = settings.distribution == "deterministic"
+        states = settings.log_std == "state" and not single
         self._outputs = size if not continuous else settings.components * size * (2 if states else 1)
         if settings.components > 1:
             self._outputs += settings.components
         self.body = Body(observations.size, settings)
         self.head = _linear(self.body.width, self._outputs, settings, settings.policy_gain)
         shape = (settings.components, size) if settings.components > 1 else (size,)
-        self.log_std = nn.Parameter(torch.full(shape, settings.log_std_init)) if continuous and not states else None
+        self.log_std = (
+            nn.Parameter(torch.full(shape, settings.log_std_init)) if continuous and not states and not single else None
+        )
         self.moments = Moments(observations.size) if settings.normalize else None
         self._shift, self._scale = torch.zeros(observations.size), torch.ones(observations.size)
         self._spread_apart()
@@ -94,7 +98,7 @@ class ControlPolicy(nn.Module):
     @property
     def convention(self) -> Literal["clip", "scale"]:
         """How an environment is to take continuous actions."""
-        return "scale" if self.settings.distribution == "squashed" else "clip"
+        return "clip" if self.settings.distribution == "gaussian" else "scale"
 
     @torch.no_grad()
     def _spread_apart(self) -> None:
@@ -144,11 +148,17 @@ class ControlPolicy(nn.Module):
             weights, out = out.tensor_split([count], -1)
             out = out.unflatten(-1, (-1, size))
             out = torch.cat(out.tensor_split([count], -2), -1) if settings.log_std == "state" else out
+        if settings.distribution == "deterministic":
+            return Point(out.tanh())
         if self.log_std is None:
             mean, log_std = out.tensor_split([size], -1)
-            log_std = log_std.clamp(settings.log_std_low, settings.log_std_high)
+            low, high = settings.log_std_low, settings.log_std_high
+            smooth = settings.log_std_bound == "tanh"
+            log_std = low + 0.5 * (high - low) * (log_std.tanh() + 1) if smooth else log_std.clamp(low, high)
         else:
             mean, log_std = out, self.log_std
+        if settings.distribution == "bounded":
+            mean, log_std = mean.tanh(), log_std.clamp(settings.log_std_low, settings.log_std_high)
         one = SquashedGaussian(mean, log_std) if settings.distribution == "squashed" else Gaussian(mean, log_std)
         return Mixture(weights, one) if count > 1 else one
 

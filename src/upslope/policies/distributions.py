@@ -138,6 +138,11 @@ class Gaussian:
         """mean + std noise, with gradient to both, [..., A]."""
         return torch.addcmul(self.mean, noise, self.log_std.exp())
 
+    def draw_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The action [..., A] and its log-prob [...], both with gradient to mean and log_std."""
+        density = -0.5 * (noise * noise).sum(-1) - (self.log_std + 0.5 * LOG_TWO_PI).sum(-1)
+        return self.draw(noise), density
+
     def kl(self, other: "Gaussian") -> Tensor:
         """KL(self || other), [...]."""
         ratio = (2 * (self.log_std - other.log_std)).exp()
@@ -172,8 +177,7 @@ class SquashedGaussian:
 
     def draw_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The action [..., A] and its log-prob [...], both with gradient to mean and log_std."""
-        u = self.base.draw(noise)
-        density = -0.5 * (noise * noise).sum(-1) - (self.log_std + 0.5 * LOG_TWO_PI).sum(-1)
+        u, density = self.base.draw_with_log_prob(noise)
         return u.tanh(), density - log_slope(u).sum(-1)
 
     def entropy(self) -> Tensor:
@@ -198,6 +202,41 @@ class SquashedGaussian:
     def kl(self, other: "SquashedGaussian") -> Tensor:
         """KL(self || other), [...]: that of the normals, since both are squashed alike."""
         return self.base.kl(other.base)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One action and no other, [..., A]. It has no density: log-probs are 0, so that what adds an entropy adds none."""
+
+    action: Tensor
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """0, [...], whatever the action."""
+        return self.entropy()
+
+    def entropy(self) -> Tensor:
+        """0, [...]."""
+        return self.action.new_zeros(self.action.shape[:-1])
+
+    def mode(self) -> Tensor:
+        """The action, [..., A]."""
+        return self.action
+
+    def noise(self, generator: torch.Generator | None, count: tuple[int, ...] = ()) -> Tensor:
+        """None is needed: [*count, ..., 0]."""
+        return self.action.new_zeros((*count, *self.action.shape[:-1], 0))
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """The action, [..., A]."""
+        return self.action
+
+    def draw_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The action [..., A], and zeros [...]."""
+        return self.action, self.entropy()
+
+    def kl(self, other: "Point") -> Tensor:
+        """Raises UsageError: between two points it is 0 or infinite."""
+        raise UsageError("deterministic policies have no KL divergence. Leave the part that reads it out.")
 
 
 def log_slope(u: Tensor) -> Tensor:

@@ -1,0 +1,135 @@
+"""Parts that say where transitions come from, how actions are explored, and how often what is updated."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from upslope.errors import UsageError
+from upslope.recipe import Part
+
+
+@dataclass(frozen=True)
+class Transitions(Part):
+    """Uniform draws of `batch_size` from the last `capacity` transitions, whether played or from a log.
+
+    log_share     share of every batch that comes from the log, where there is one beside what is played; None: one pool of both
+    standardize   observations by mean and deviation of the log, where there is one, with `eps` added to the deviation; the same
+                  numbers serve in evaluation, and are saved with the policy
+    """
+
+    batch_size: int = 256
+    capacity: int = 1_000_000
+    log_share: float | None = None
+    standardize: bool = False
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"data.batch_size is {self.batch_size}; at least 1 transition is needed.")
+        if self.log_share is not None and not 0 <= self.log_share <= 1:
+            raise UsageError(f"data.log_share is {self.log_share}; it is a share, from 0 to 1.")
+
+    def describe(self) -> str:
+        share = "" if self.log_share is None else f", {self.log_share:.0%} of them from the log"
+        return f"{self.batch_size} transitions, uniformly{share}"
+
+
+@dataclass(frozen=True)
+class Interact(Part):
+    """A step of the run: `steps` actions in each of `environments` copies. Without an environment to learn in: as many updates.
+
+    warmup          actions per run that are drawn uniformly, before the first update
+    offline_steps   steps of the run that only learn from the log, where there is a log; None: all of them
+    """
+
+    environments: int = 1
+    steps: int = 1000
+    warmup: int = 5000
+    offline_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("environments", 1), ("steps", 1), ("warmup", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"rollout.{name} is {getattr(self, name)}; it must be at least {least}.")
+
+    def describe(self) -> str:
+        return f"{self.environments} x {self.steps} actions a step, the first {self.warmup} uniform"
+
+
+@dataclass(frozen=True)
+class Noise(Part):
+    """Actions of the policy plus N(0, std^2), cut to [-1, 1]."""
+
+    std: float = 0.1
+    formula: ClassVar[str] = "clip(pi(s) + {std:g} N(0, 1), -1, 1)"
+
+    def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(action.shape, generator=generator).mul_(self.std)
+        return noise.add_(action).clamp_(-1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ReturnRange(Part):
+    """Rewards times `scale` / (largest - smallest return of the log's episodes). Without a log: as they are."""
+
+    scale: float = 1000.0
+    formula: ClassVar[str] = "r {scale:g} / (highest - lowest return in the log)"
+
+    def factor(self, returns: Tensor) -> float:
+        """What rewards are multiplied by, of the returns [n] of the log's episodes."""
+        spread = float(returns.max() - returns.min()) if len(returns) else 0.0
+        return self.scale / spread if spread > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Affine(Part):
+    """scale * r + shift."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+    formula: ClassVar[str] = "{scale:g} r + {shift:g}"
+
+
+@dataclass(frozen=True)
+class Average(Part):
+    """Target networks: Q' <- (1 - rate) Q' + rate Q after every `every` critic updates; of the policy, too, where it has one."""
+
+    rate: float = 0.005
+    every: int = 1
+    formula: ClassVar[str] = "Q' <- Q' + {rate:g} (Q - Q'), every {every} critic updates"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise UsageError(f"targets.rate is {self.rate}; it must be above 0 and at most 1.")
+
+
+@dataclass(frozen=True)
+class Updates(Part):
+    """How often and how far.
+
+    per_step         critic updates per step of the environments (all copies together)
+    actor_every      critic updates per update of the actor and the temperature
+    first            which of the two goes first within an update; V goes before both
+    actor_lr, critic_lr (V's too)       Adam's
+    actor_schedule   "cosine": down to 0 over the run
+    """
+
+    per_step: int = 1
+    actor_every: int = 1
+    first: Literal["critic", "actor"] = "critic"
+    actor_lr: float = 3e-4
+    critic_lr: float = 3e-4
+    actor_schedule: Literal["constant", "cosine"] = "constant"
+
+    def __post_init__(self) -> None:
+        for name in ("per_step", "actor_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"update.{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("actor_lr", "critic_lr"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"update.{name} is {getattr(self, name)}; it must be above 0.")
+
+    def describe(self) -> str:
+        return f"{self.per_step} critic updates per environment step, the actor every {self.actor_every}"

@@ -1,0 +1,78 @@
+"""The temperature: constant, or a dual variable that holds the policy's entropy at a target."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from upslope.errors import UsageError
+from upslope.recipe import Part, State
+
+
+@dataclass(frozen=True)
+class Constant(Part):
+    """alpha as given."""
+
+    alpha: float = 0.2
+    stateful: ClassVar[bool] = True
+    formula: ClassVar[str] = "{alpha:g}"
+
+    def value(self, state: State) -> float:
+        """alpha."""
+        return self.alpha
+
+    def __call__(self, state: State, logp: float, size: int) -> State:
+        return state
+
+
+@dataclass(frozen=True)
+class Automatic(Part):
+    """alpha = exp(x); one Adam step on x per actor step, so that the mean of -log pi(a|s) comes to `target`.
+
+    target      None: -A, the number of action dimensions with the sign turned
+    gradient    "log": of -x mean(log pi + target); "alpha": of -exp(x) mean(log pi + target), which is alpha times that
+    The log-probs are those of the current policy's own actions.
+    """
+
+    target: float | None = None
+    initial: float = 1.0
+    lr: float = 3e-4
+    gradient: Literal["log", "alpha"] = "log"
+    stateful: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.initial > 0:
+            raise UsageError(f"temperature.initial is {self.initial}; it must be above 0, since alpha = exp(x).")
+
+    def init(self) -> State:
+        return {"x": math.log(self.initial), "mean": 0.0, "square": 0.0, "steps": 0}
+
+    def value(self, state: State) -> float:
+        """alpha."""
+        return math.exp(state["x"])
+
+    def __call__(self, state: State, logp: float, size: int) -> State:
+        """The next state; `logp` is the mean of log pi(a|s), `size` the number A of action dimensions."""
+        return self.adam(state, self.slope(state, logp, size))
+
+    def slope(self, state: State, logp: float, size: int) -> float:
+        """The gradient with respect to x."""
+        target = -float(size) if self.target is None else self.target
+        slope = -(logp + target)
+        return slope * math.exp(state["x"]) if self.gradient == "alpha" else slope
+
+    def adam(self, state: State, slope: float) -> State:
+        """Adam with its usual constants, on one number."""
+        steps = state["steps"] + 1
+        mean = 0.9 * state["mean"] + 0.1 * slope
+        square = 0.999 * state["square"] + 0.001 * slope**2
+        move = (mean / (1 - 0.9**steps)) / (math.sqrt(square / (1 - 0.999**steps)) + 1e-8)
+        return {"x": state["x"] - self.lr * move, "mean": mean, "square": square, "steps": steps}
+
+    def describe(self) -> str:
+        target = "-A" if self.target is None else f"{self.target:g}"
+        return f"alpha = exp(x), x by Adam so that mean(-log pi(a|s)) = {target}"
+
+
+def alpha_of(part: Any, state: State) -> float:
+    """The temperature of a recipe's part; 0 where it has none."""
+    return 0.0 if part is None else float(part.value(state))

@@ -1,0 +1,32 @@
+"""CQL: SAC on a log, with a penalty on the values of actions that the log does not have.
+
+    cat      Q_j(s, a) - log density(a) over n uniform a, n of pi(.|s), n of pi(.|s') (density at s'), all asked at s  [B, 3n]
+    gap_j    T logsumexp(cat / T) - Q_j(s, a_logged)                                                                  [B]
+    critic   sum over j of mean (Q_j(s, a) - y)^2 + alpha_cql mean gap_j                                         Q [2, B]
+    y        r + gamma (1 - d) min_j Q'_j(s', a'),  a' ~ pi(.|s'): no entropy                                         [B]
+    actor, temperature: as sac
+
+Differs from sac:  the penalty; no entropy in the target; three hidden layers in the critics; the actor's lr 3e-5.
+Limits:  alpha_cql = 0 (penalty.weight) is sac without entropy in the target.
+Expects:  a log (--data).
+Source:  Kumar et al. 2020 (arXiv:2006.04779), equation 4, CQL(H); corl-team/CORL, algorithms/offline/cql.py.
+Deviations:  alpha_cql = 10 (CORL), not tuned by the Lagrange form; no maximum over n next actions; observations as logged.
+Not this:  the form without importance weights, which subtracts a count's logarithm.
+"""
+
+from upslope.actor_critic.critics import ConservativeGap, Critics, SoftTarget, SquaredError
+from upslope.actor_critic.data import Updates
+from upslope.actor_critic.recipe import ActorCritic
+from upslope.methods.offpolicy.sac import sac
+from upslope.registry import method
+
+
+@method(paper="2006.04779", title="Conservative Q-Learning for Offline Reinforcement Learning", parent="sac")
+def cql() -> ActorCritic:
+    return sac().replace(
+        critic=Critics(hidden=(256, 256, 256)),
+        target=SoftTarget(entropy=False),
+        regression=SquaredError(),
+        penalty=ConservativeGap(),
+        update=Updates(actor_lr=3e-5),
+    )

@@ -1,0 +1,24 @@
+"""TD3+BC: TD3 on a log, with one more term that keeps the actor near it.
+
+    lambda   alpha / mean |Q_1(s, pi(s))|, without gradient
+    actor    - lambda mean Q_1(s, pi(s)) + mean over B and A of (pi(s) - a)^2, every second update
+    critic, targets: as td3
+
+Differs from td3:  the actor's second term, and the scale of the first.
+Limits:  alpha -> 0 is bc; alpha -> infinity is td3, whose Adam does not see the scale. Rewards times a number, and Q with them:
+    the same loss.
+Expects:  a log (--data). Observations are standardized by its mean and deviation + 0.001, in evaluation too.
+Source:  Fujimoto and Gu 2021 (arXiv:2106.06860), equations 3 to 5; sfujim/TD3_BC, TD3_BC.py.
+Deviations:  none.
+Not this:  rebrac, which sums over A, takes the lower critic, and penalizes the target, too.
+"""
+
+from upslope.actor_critic.actors import ScaledCloning
+from upslope.actor_critic.recipe import ActorCritic
+from upslope.methods.offpolicy.td3 import td3
+from upslope.registry import method
+
+
+@method(paper="2106.06860", title="A Minimalist Approach to Offline Reinforcement Learning", parent="td3")
+def td3_bc() -> ActorCritic:
+    return td3().replace(behavior=ScaledCloning())
