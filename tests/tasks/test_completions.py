@@ -187,6 +187,42 @@ def test_pairs_are_taken_apart_for_labels():
     assert [one.data["completions"][0].text for one in examples(named)] == ["2", "3"]
 
 
+@pytest.mark.parametrize(
+    ("row", "completion", "score"),
+    [
+        ({}, "2", None),
+        ({"answer": "5", "response": "6", "messages": [USER, BAD]}, "2", None),
+        ({"score_chosen": 3, "score_rejected": 1, "p": 0.5}, "2", 3.0),
+        ({"rejected": "2"}, "2", None),
+        ({"completion": "7", "score": 1}, "7", 1.0),
+        ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, [GOOD], None),
+    ],
+)
+def test_of_pairs_the_chosen_one_is_the_demonstration(row, completion, score):
+    row = {"prompt": "1+1?", "chosen": "2", "rejected": "3", **row}
+    assert only(row, "demonstrations")[1] == (Completion(completion, 1.0, score),)
+
+
+def test_demonstrations_of_pairs_are_named_and_never_the_one_that_the_label_rejects():
+    data = open_completions([{**row, "p": 0.2 if n < 3 else 0.9} for n, row in enumerate(PAIRS)], "demonstrations")
+    assert len(examples(data)) == 37
+    assert data.notes[:2] == [
+        "data: 40 rows, completions in columns prompt, chosen; probability of the preference: p; rejected is not read",
+        "3 rows left out: rejected is the preferred one, by p (e.g. data row 1)",
+    ]
+    alone = open_completions([{"prompt": "a", "chosen": "b"}], "demonstrations")
+    assert alone.notes[0] == "data: 1 row, completions in columns prompt, chosen"
+    with pytest.raises(UsageError, match=r"data row 1: p is 1.5. Beside a pair it must be the probability"):
+        open_completions([{**PAIRS[0], "p": 1.5}], "demonstrations")
+    labelled = open_completions([{"prompt": "a", "completion": "b", "label": 0}], "demonstrations")
+    assert "the column label is not read: every completion is learned, whatever its label" in labelled.notes
+
+
+def test_a_file_of_pairs_with_an_answer_is_taken_apart_all_the_same():
+    row = {"prompt": "1+1?", "chosen": "2", "rejected": "3", "answer": "2"}
+    assert [one.data["completions"][0].text for one in examples(open_completions([row], "labels"))] == ["2", "3"]
+
+
 def test_several_pairs_of_a_prompt_have_distinct_keys_and_one_side():
     rows = [{**row, "rejected": f"{row['rejected']}{n}"} for row in PAIRS for n in range(3)]
     data = open_completions(rows, "pairs")
@@ -356,7 +392,6 @@ def test_what_breaks_a_file_is_named_with_its_line(tmp_path, kind, good, bad, me
         ("pairs", PAIRS, {"chosen_key": "rejected"}, "no two columns can be the pair"),
         ("labels", PAIRS, {"chosen_key": "chosen", "completion_key": "chosen"}, "not both"),
         ("labels", [{"prompt": "a", "completion": "b"}], {}, "no column can be the label"),
-        ("demonstrations", PAIRS, {}, "no column can be the completion. .*completion_key=chosen"),
         ("demonstrations", [{"prompt": "a"}], {}, "no column can be the completion. .*completion_key=COLUMN"),
         (
             "pairs",
@@ -460,6 +495,23 @@ def test_other_formats(tmp_path, suffix):
     first = next(one for one in examples(open_completions(path, "pairs")) if one.prompt == "0 + 1 = ?")
     assert first.data["completions"][0].label == 0.75
     assert first.data["completions"][1] == Completion("0", 0.25, None)
+
+
+def test_messages_in_a_csv_file(tmp_path):
+    import csv
+
+    def write(*values):
+        with (tmp_path / "d.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["messages"], *([value] for value in values)])
+        return tmp_path / "d.csv"
+
+    (example,) = examples(open_completions(write(json.dumps([SYSTEM, USER, GOOD])), "demonstrations"))
+    assert (example.prompt, example.data["completions"][0].text) == ([SYSTEM, USER], [GOOD])
+    with pytest.raises(UsageError, match=r"d.csv line 3: messages is a list of messages as Python shows it"):
+        open_completions(write(json.dumps([USER, GOOD]), str([USER, GOOD])), "demonstrations")
+    (tmp_path / "e.csv").write_text('question,answer\n"[{1, 2}]","[{""a"": 1}]"\n')
+    (example,) = examples(open_completions(tmp_path / "e.csv", "demonstrations"))
+    assert (example.prompt, example.data["completions"][0].text) == ("[{1, 2}]", '[{"a": 1}]')
 
 
 @given(st.lists(TURNS.map(said), min_size=2, max_size=2))

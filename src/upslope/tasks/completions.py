@@ -4,7 +4,7 @@
                     and the scores of both (score_chosen, score_rejected and the like)
     labels          prompt, completion and label, perhaps score or reward; a file of pairs is taken apart
     demonstrations  prompt and completion, perhaps score or reward: also question and answer; instruction, input and
-                    output; messages
+                    output; messages; of a file of pairs, chosen
 
 Without a column for the prompt, chosen and rejected (or the completion) are whole conversations, as messages or as one
 text with the turns of HH (upslope.tasks.conversations). Formats and splits are those of upslope.tasks.files.
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from upslope.errors import UsageError
 from upslope.rollout import Example, Message
 from upslope.tasks.base import Split, check_sizes
-from upslope.tasks.columns import dig
+from upslope.tasks.columns import dig, most_frequent
 from upslope.tasks.conversations import (
     Text,
     UnusableRowError,
@@ -38,7 +38,7 @@ from upslope.tasks.files import (
     split_within,
 )
 from upslope.tasks.labels import read_label, read_number, require_one_sign
-from upslope.tasks.roles import Kind, Roles, detect_roles
+from upslope.tasks.roles import LABELS, Kind, Roles, detect_roles
 from upslope.tasks.rows import Row, counted
 
 SETTINGS: dict[Kind, tuple[str, ...]] = {
@@ -169,6 +169,8 @@ def read_entries(data: Data, kind: Kind, settings: Mapping[str, Any]) -> tuple[s
     if not entries:
         raise UsageError(f"{name} has no usable row. {'; '.join(left_out)}.")
     notes = [f"{name}: {counted(len(rows), 'row')}, {roles.describe()}", *left_out]
+    if kind == "demonstrations" and not roles.unread and (label := most_frequent(LABELS, rows)):
+        notes.append(f"the column {label} is not read: every completion is learned, whatever its {label}")
     return name, entries, notes + summary(name, entries, kind)
 
 
@@ -186,7 +188,7 @@ def entries_of(row: Row, roles: Roles, kind: Kind) -> list[Entry]:
 
 def labels_of(row: Row, roles: Roles, kind: Kind) -> list[float]:
     """One label per completion of the row."""
-    if not roles.is_pair:
+    if not roles.is_pair and not roles.unread:
         return [1.0 if roles.label is None else read_label(row, roles.label)]
     p = 1.0 if roles.label is None else read_number(row, roles.label)
     if p is None or not 0 <= p <= 1:
@@ -194,6 +196,10 @@ def labels_of(row: Row, roles: Roles, kind: Kind) -> list[float]:
             f"{row.place}: {roles.label} is {'empty' if p is None else f'{p:g}'}. Beside a pair it must be the probability "
             "that chosen is the preferred one, from 0 to 1. If the column means something else, rename it."
         )
+    if roles.unread:
+        if p < 0.5:
+            raise UnusableRowError(f"{roles.unread} is the preferred one, by {roles.label}")
+        return [1.0]
     if kind == "labels" and p not in (0, 1):
         raise UsageError(
             f"{row.place}: {roles.label} is {p:g}. A pair is taken apart into a desirable and an undesirable completion "

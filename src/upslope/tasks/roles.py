@@ -34,8 +34,10 @@ class Roles:
     prompt       where the prompt stands; None: in the completions, which are whole conversations
     context      a second part of the prompt: `input` beside `instruction`
     completions  chosen and rejected, or the one completion
-    label        pairs: probability that chosen is preferred; otherwise whether the completion is desirable
+    label        pairs, also those of which chosen alone is read: probability that chosen is preferred; otherwise whether the
+                 completion is desirable
     scores       one per completion, or none
+    unread       rejected, where chosen alone is the completion
     """
 
     prompt: Layout | None
@@ -43,6 +45,7 @@ class Roles:
     completions: tuple[str, ...]
     label: str | None
     scores: tuple[str, ...]
+    unread: str | None = None
 
     @property
     def is_pair(self) -> bool:
@@ -55,8 +58,9 @@ class Roles:
         if self.prompt is None:
             text += ", each a whole conversation with its prompt"
         if self.label:
-            text += f"; {'probability of the preference' if self.is_pair else 'label'}: {self.label}"
-        return text + (f"; {' and '.join(self.scores)}" if self.scores else "")
+            text += f"; {'probability of the preference' if self.is_pair or self.unread else 'label'}: {self.label}"
+        text += f"; {' and '.join(self.scores)}" if self.scores else ""
+        return text + (f"; {self.unread} is not read" if self.unread else "")
 
     def prompt_of(self, row: Row) -> str | list[Message]:
         """The prompt by its own column. Raises UsageError with the row's place if that has none."""
@@ -90,7 +94,7 @@ def detect_roles(name: str, rows: Sequence[Row], kind: Kind, settings: Mapping[s
     """
     keys = {setting: key for setting, key in settings.items() if setting.endswith("_key")}
     require_columns(name, rows, keys)
-    completions = detect_completions(name, rows, kind, keys)
+    completions, unread = detect_completions(name, rows, kind, keys)
     prompt = keys.get("input_key") or most_frequent([one for one in PROMPTS if one not in completions], rows)
     context = None
     if prompt == "instruction" and "input_key" not in keys and "input" not in completions:
@@ -102,42 +106,55 @@ def detect_roles(name: str, rows: Sequence[Row], kind: Kind, settings: Mapping[s
             f"{', '.join(PROMPTS)}; for another name: --set task_settings.input_key=COLUMN."
         )
     layout = None if prompt is None else Layout("the prompt", prompt, None, column_names(rows))
-    return Roles(layout, context, completions, *detect_numbers(name, rows, kind, keys, completions))
+    return Roles(layout, context, completions, *detect_numbers(name, rows, kind, keys, completions, unread), unread)
 
 
-def detect_completions(name: str, rows: Sequence[Row], kind: Kind, keys: Mapping[str, str]) -> tuple[str, ...]:
+def detect_completions(
+    name: str, rows: Sequence[Row], kind: Kind, keys: Mapping[str, str]
+) -> tuple[tuple[str, ...], str | None]:
+    """The columns of the completions; and rejected, where chosen alone is to be read.
+
+    A file of pairs may have an answer or the like besides, which is then no completion; one that is called so is.
+    """
     candidates = [one for one in COMPLETIONS if one != keys.get("input_key")]
     one = keys.get("completion_key") or most_frequent(candidates, rows)
     chosen = keys.get("chosen_key") or most_frequent(("chosen",), rows)
     rejected = keys.get("rejected_key") or most_frequent(("rejected",), rows)
     columns = f"Its columns: {', '.join(column_names(rows)) or 'none'}."
     pair_named = "chosen_key" in keys or "rejected_key" in keys
-    if kind == "pairs" or (kind == "labels" and (pair_named or (one is None and chosen and rejected))):
+    paired = chosen and rejected and "completion_key" not in keys and "completion" not in column_names(rows)
+    if kind == "pairs" or (kind == "labels" and (pair_named or paired)):
         if "completion_key" in keys:
             raise UsageError(f"{name}: give completion_key, or chosen_key and rejected_key, not both.")
         if chosen and rejected and chosen != rejected:
-            return chosen, rejected
+            return (chosen, rejected), None
         raise UsageError(
             f"{name}: no two columns can be the pair. {columns} Expected: chosen and rejected; for other names: "
             "--set task_settings.chosen_key=COLUMN --set task_settings.rejected_key=COLUMN."
         )
+    if kind == "demonstrations" and chosen and (paired or one is None):
+        return (chosen,), rejected
     if one is None:
-        proposal = "chosen" if chosen and kind == "demonstrations" else "COLUMN"
         raise UsageError(
             f"{name}: no column can be the completion. {columns} Expected: {', '.join(COMPLETIONS)}; for another name: "
-            f"--set task_settings.completion_key={proposal}."
+            "--set task_settings.completion_key=COLUMN."
         )
-    return (one,)
+    return (one,), None
 
 
 def detect_numbers(
-    name: str, rows: Sequence[Row], kind: Kind, keys: Mapping[str, str], completions: tuple[str, ...]
+    name: str,
+    rows: Sequence[Row],
+    kind: Kind,
+    keys: Mapping[str, str],
+    completions: tuple[str, ...],
+    unread: str | None,
 ) -> tuple[str | None, tuple[str, ...]]:
     """The columns of the label and of the scores."""
-    if len(completions) == 2:
+    if len(completions) == 2 or unread:
         label = keys.get("label_key") or first_numeric(PROBABILITIES, rows)
         scores = [pair for pair in PAIRS_OF_SCORES if all(first_numeric((column,), rows) for column in pair)]
-        return label, next(iter(scores), ())
+        return label, next(iter(scores), ())[: len(completions)]
     label = None
     if kind == "labels":
         label = keys.get("label_key") or most_frequent(LABELS, rows)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from upslope.errors import UsageError
 from upslope.tasks.scorers import excerpt
 
 CSV_FIELD_LIMIT = 1 << 27
+MESSAGES = re.compile(r"\s*\[\s*\{")
+SHOWN = re.compile(r"\s*\[\s*\{\s*'(role|content)'\s*:")
 SPLIT_WORDS = ("train", "eval", "evaluation", "validation", "valid", "val", "dev", "test")
 
 
@@ -111,9 +114,25 @@ def read_csv(path: Path) -> Iterator[Row]:
                     f"{place} has {len(values)} fields, but the header has {len(header)}: {values[:3]} ..."
                 )
             elif values:
-                yield as_row(place, dict(zip(header, values, strict=True)))
+                yield as_row(place, {n: cell(v, f"{place}: {n}") for n, v in zip(header, values, strict=True)})
     except csv.Error as error:
         raise UsageError(f"{path.name} line {reader.line_num}: {error}.") from None
+
+
+def cell(text: str, place: str) -> Any:
+    """A field of a CSV file: a text, or the messages whose JSON it is. Raises UsageError for messages as Python shows them."""
+    if not MESSAGES.match(text):
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        if not SHOWN.match(text):
+            return text
+        raise UsageError(
+            f"{place} is a list of messages as Python shows it, not as JSON. Write it with json.dumps, or save as .jsonl or "
+            ".parquet."
+        ) from None
+    return value if all(isinstance(one, dict) and "role" in one for one in value) else text
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
