@@ -42,7 +42,9 @@ docs: venv
 	$(BIN)/mkdocs build --strict
 
 tiny: venv
-	$(BIN)/python scripts/make_tiny.py
+	$(BIN)/python scripts/make_tiny.py tiny
+	$(BIN)/python scripts/make_tiny.py tiny-teacher --steps 2500
+	$(BIN)/python scripts/make_preferences.py
 
 clean:
 	rm -rf site docs/methods build

@@ -89,10 +89,10 @@ class LanguagePolicy:
         vocab_chunk: int | None = None,
         top_k: int = 32,
     ) -> "LanguagePolicy":
-        """Load the embedded model ("tiny"), a Hugging Face folder, or a model of the hub.
+        """Load an embedded model ("tiny", "tiny-teacher"), a Hugging Face folder, or a model of the hub.
 
         Args:
-            name: "tiny", a folder with config.json, safetensors and a tokenizer, or a hub id.
+            name: "tiny", "tiny-teacher", a folder with config.json, safetensors and a tokenizer, or a hub id.
             device: "auto" (CUDA where there is one), or a torch device.
             dtype: "auto" (bfloat16 on a CUDA device that has it, else float32), or the name of a torch dtype.
             lora: train low-rank adapters only.

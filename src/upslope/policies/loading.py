@@ -13,6 +13,7 @@ from upslope.errors import UsageError
 from upslope.rollout import Message
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+EMBEDDED = ("tiny", "tiny-teacher")  # models in the package
 UNLIMITED = 2**31
 SCORING = "ForSequenceClassification"  # how transformers' classes with a score end
 Head = Literal["vocabulary", "score", "any score"]
@@ -46,11 +47,11 @@ def load(
 
 def _source(name: str | Path) -> str:
     """The folder or hub id that `name` stands for, with a folder's content checked."""
-    if str(name) == "tiny":
-        folder = Path(str(resources.files("upslope"))) / "assets" / "tiny"
+    if str(name) in EMBEDDED:
+        folder = Path(str(resources.files("upslope"))) / "assets" / str(name)
         if not (folder / "config.json").is_file():
             raise UsageError(
-                "The embedded model 'tiny' is not in this installation. Reinstall upslope, or name another model."
+                f"The embedded model '{name}' is not in this installation. Reinstall upslope, or name another model."
             )
         return str(folder)
     path = Path(name).expanduser()
