@@ -45,7 +45,8 @@ class OptimizerConfig:
 class EvalConfig:
     """Every `every` steps, `samples` completions of each of `prompts` held-out prompts; 0 steps: first and last only.
 
-    A completion passes with a reward of at least the task's `solved_at`; pass@k for k = 1, 2, 4, ... up to `samples`.
+    A completion passes with a reward of at least the task's `solved_at`; pass@k for k = 1, 2, 4, ... up to `samples`. In an
+    environment: the return of `episodes` episodes, the same ones every time; `deterministic` plays the policy's mode.
     """
 
     every: int = 10
@@ -53,9 +54,11 @@ class EvalConfig:
     samples: int = 4
     temperature: float = 1.0
     solved_at: float = 1.0
+    episodes: int = 20
+    deterministic: bool = True
 
     def __post_init__(self) -> None:
-        _check_least(self, "eval.", {"every": 0, "prompts": 0, "samples": 1, "temperature": 0})
+        _check_least(self, "eval.", {"every": 0, "prompts": 0, "samples": 1, "temperature": 0, "episodes": 0})
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ def merge_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     names = {f.name for f in dataclasses.fields(Config)}
     nested = {name for name in names if dataclasses.is_dataclass(getattr(Config(), name))}
+    nested -= {"optimizer"} if _has_own_optimizer(merged.get("method")) else set()
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
@@ -201,6 +205,16 @@ def merge_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
             )
         inner[name] = value
     return merged
+
+
+def _has_own_optimizer(method: Any) -> bool:
+    """Whether the optimizer is a part of the method's recipe, so that `optimizer.lr` is a setting of that."""
+    from upslope.registry import make
+
+    try:
+        return getattr(make(str(method)), "optimizer", None) is not None
+    except UsageError:  # of no such method, which is told later
+        return False
 
 
 def parse_value(text: str) -> Any:
