@@ -56,6 +56,10 @@ class Assembly:
         """The recipe as a formula, in lines, for `describe`."""
         raise NotImplementedError
 
+    def trainer(self) -> Any:
+        """The class of the loop that runs recipes of this kind."""
+        raise NotImplementedError
+
     def reading(self) -> str:
         """What it reads, in words, for `describe`."""
         raise NotImplementedError

@@ -302,6 +302,13 @@ class Recipe(Assembly):
 
         return objective(self)
 
+    def trainer(self) -> Any:
+        """The loop of this kind of recipe: collect, update. A `rollout` that plays in an environment has its own."""
+        from upslope.trainer import Trainer
+
+        own = getattr(self.rollout, "trainer", None)
+        return Trainer if own is None else own()
+
     def reading(self) -> str:
         """The columns that the trainer has to give."""
         return f"reads {', '.join(sorted(self.needs)) or 'nothing'} besides logp and mask"

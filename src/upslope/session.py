@@ -13,7 +13,6 @@ from upslope.errors import UsageError
 from upslope.progress import View
 from upslope.registry import describe
 from upslope.runs.files import RunError
-from upslope.selfcheck import self_checks
 from upslope.trainer import Trainer
 
 
@@ -81,7 +80,7 @@ def _note(run: Any, state: str, message: str) -> None:
 
 
 def _check(trainer: Trainer, run: Any, view: View) -> None:
-    checks = self_checks(trainer.parts, trainer.config)
+    checks = trainer.self_checks()
     run.write_text("self_checks.json", json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
     failed = [check for check in checks if not check.ok]
     view.say(

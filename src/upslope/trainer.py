@@ -4,10 +4,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
+from upslope.assembly import Assembly
 from upslope.config import FREE_ON_RESUME, Config, config_from
 from upslope.errors import UsageError
 from upslope.evaluate import Evaluation, evaluate
@@ -15,12 +16,14 @@ from upslope.given import evaluate_given
 from upslope.loop import open_loop
 from upslope.outcomes import Event
 from upslope.recipe import Recipe, State
+from upslope.registry import make
 from upslope.resets import reference_weights, reset_reference, restore_reference
 from upslope.rollout import Sampling
 from upslope.runs.folder import RunFolder
 from upslope.runs.signals import GracefulStop
 from upslope.runs.state import rng_state, set_rng_state
-from upslope.setup import Parts, open_parts, task_facts
+from upslope.selfcheck import Check, self_checks
+from upslope.setup import open_parts, task_facts
 
 OnRow = Callable[[int, dict[str, Any]], None]
 
@@ -36,9 +39,19 @@ class Trainer:
     `model` a LanguagePolicy. `on_row(step, row)` is called with every row of metrics. Raises UsageError for wrong settings.
     """
 
+    parts: Any
+    _states: State
+    _cursor: State
+
+    def __new__(cls, method: Any = "grpo", *, config: Config | None = None, **_: Any) -> Self:
+        """A trainer of the kind that the method's recipe asks for."""
+        name = method if config is None else config.method
+        recipe = method if isinstance(method, Assembly) else make(name)
+        return super().__new__(cls if cls is not Trainer else recipe.trainer())
+
     def __init__(
         self,
-        method: str | Recipe = "grpo",
+        method: str | Assembly = "grpo",
         *,
         out: str | Path | None = None,
         resume: bool = False,
@@ -60,16 +73,7 @@ class Trainer:
         self.folder = self._open_folder(out, resume) if out is not None else None
         try:
             checkpoint = self.folder.restore() if self.folder is not None and self.folder.resumed else None
-            self.parts: Parts = open_parts(
-                self.config,
-                recipe=method if isinstance(method, Recipe) else None,
-                task=None if isinstance(task, str) else task,
-                policy=None if isinstance(model, str) else model,
-                weights=checkpoint.path if checkpoint else None,
-            )
-            self._states: State = self.parts.recipe.init()
-            self._cursor: State = {"cursor": 0}
-            self._reference_reset = False
+            self._open(method, task, model, checkpoint.path if checkpoint else None)
             if checkpoint is not None:
                 self._restore(checkpoint.step, checkpoint.tree())
         except BaseException:
@@ -77,6 +81,23 @@ class Trainer:
                 self.folder.abandon()
             self.close()
             raise
+        self._begin()
+
+    def _open(self, method: Any, task: Any, model: Any, weights: Path | None) -> None:
+        """Everything that the config names, before a checkpoint is put back; `weights` is that checkpoint's folder."""
+        self.parts = open_parts(
+            self.config,
+            recipe=None if isinstance(method, str) else method,
+            task=None if isinstance(task, str) else task,
+            policy=None if isinstance(model, str) else model,
+            weights=weights,
+        )
+        self._states = self.parts.recipe.init()
+        self._cursor = {"cursor": 0}
+        self._reference_reset = False
+
+    def _begin(self) -> None:
+        """What needs the run as it is, after a checkpoint was put back."""
         self.collector, self.updater = open_loop(self.config, self.parts)
 
     def train(self) -> "Trainer":
@@ -87,7 +108,7 @@ class Trainer:
         config, last = self.config, self.config.steps
         with GracefulStop() as stop:
             if self.step < 0:
-                for message in without_effect(self.parts.recipe, self.parts.max_tokens):
+                for message in self._without_effect():
                     self._log_event(0, Event("setting without effect", message))
                 self._finish_step(0, self._evaluate(0))
                 self._save()
@@ -141,6 +162,14 @@ class Trainer:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def self_checks(self) -> list[Check]:
+        """Checks of the actual model and data, before the first step."""
+        return self_checks(self.parts, self.config)
+
+    def _without_effect(self) -> list[str]:
+        """Settings that act on nothing in this run, a sentence each."""
+        return without_effect(self.parts.recipe, self.parts.max_tokens)
 
     def _sampling(self) -> Sampling:
         c, temperature = self.config, self.parts.recipe.rollout.temperature  # type: ignore[union-attr]
@@ -336,12 +365,12 @@ def _why_empty(events: list[Event], row: Mapping[str, Any]) -> str:
     )
 
 
-def _config(method: str | Recipe, task: Any, model: Any, settings: Mapping[str, Any]) -> Config:
+def _config(method: str | Assembly, task: Any, model: Any, settings: Mapping[str, Any]) -> Config:
     known = {f.name for f in dataclasses.fields(Config)}
     values: dict[str, Any] = {name: value for name, value in settings.items() if name in known}
     recipe_settings = {name: value for name, value in settings.items() if name not in known}
     values["settings"] = {**values.get("settings", {}), **recipe_settings}
-    values["method"] = method.name if isinstance(method, Recipe) else method
+    values["method"] = method.name if isinstance(method, Assembly) else method
     if isinstance(task, str):
         values["task"] = task
     if isinstance(model, str):

@@ -33,7 +33,7 @@ def transitions(layout: Layout, seed: int = 0, rows: int = ROWS) -> Tensor:
     for name, (first, last) in layout.columns().items():
         if name in ("action", "next_action"):
             made[:, first:last] = made[:, first:last].tanh()
-        if name in ("terminated", "has_next_action"):
+        if name == "terminated":
             made[:, first] = (torch.arange(rows) % 3 == 0).float()
     return made
 

@@ -15,15 +15,14 @@ class Transitions(Part):
     """Uniform draws of `batch_size` from the last `capacity` transitions, whether played or from a log.
 
     log_share     share of every batch that comes from the log, where there is one beside what is played; None: one pool of both
-    standardize   observations by mean and deviation of the log, where there is one, with `eps` added to the deviation; the same
-                  numbers serve in evaluation, and are saved with the policy
+    standardize   observations less the log's mean, over its sqrt(variance + 1e-8), where there is a log; the same numbers serve
+                  in evaluation, and are saved with the policy
     """
 
     batch_size: int = 256
     capacity: int = 1_000_000
     log_share: float | None = None
     standardize: bool = False
-    eps: float = 1e-3
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

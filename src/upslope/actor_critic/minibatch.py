@@ -43,7 +43,7 @@ class Minibatch:
     """B transitions as columns, and the networks.
 
         observation, next_observation [B, O]    action [B, A]    reward, terminated [B]    state_action [B, O + A]
-        next_action [B, A], has_next_action [B], return_to_go [B]     where a log gives them
+        next_action [B, A], return_to_go [B]     where a log gives them
 
     combine          members of the target ensemble -> one value, the recipe's stage `ensemble`: q [E, B] -> [B]
     choose           the members that it wants, or None for all

@@ -137,6 +137,12 @@ class ActorCritic(Assembly):
             lines.append(f"played: {text(self.exploration)}")
         return lines
 
+    def trainer(self) -> Any:
+        """The second loop."""
+        from upslope.actor_critic.trainer import ActorCriticTrainer
+
+        return ActorCriticTrainer
+
     def reading(self) -> str:
         """What it reads of a transition."""
         further = f", and of a log {', '.join(sorted(self.needs))}" if self.needs else ""

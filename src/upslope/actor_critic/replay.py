@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -13,13 +14,15 @@ from torch import Tensor
 from upslope.errors import UsageError
 from upslope.runs.files import DISK_ERRORS, RunError, human_bytes, reason, sync
 
-EXTRAS = ("next_action", "has_next_action", "return_to_go")
-"""Columns that a log may have beyond those of a step; [B, A], [B] and [B]."""
+STEP = ("observation", "action", "reward", "terminated", "truncated", "next_observation")
+"""Columns of every transition."""
+EXTRAS = ("next_action", "return_to_go")
+"""Columns that a log may have beyond those: [B, A] and [B]."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the columns of a transition stand in its row: observation, action, reward, terminated, next_observation, extras."""
+    """Where the columns of a transition stand in its row: those of STEP, then extras."""
 
     observation: int
     action: int
@@ -32,6 +35,7 @@ class Layout:
             "action": self.action,
             "reward": 1,
             "terminated": 1,
+            "truncated": 1,
             "next_observation": self.observation,
         }
         widths |= {name: self.action if name == "next_action" else 1 for name in self.extras}
@@ -69,6 +73,8 @@ class Replay:
         self.added = 0
         self.saved = 0
         self._columns = layout.columns()
+        self._slots = [slice(*self._columns[name]) for name in STEP]
+        self._array = self.rows.numpy()
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
@@ -84,6 +90,19 @@ class Replay:
         if head < kept:
             self.rows[: kept - head] = rows[head:]
         self.added += count
+
+    def add_step(self, *columns: np.ndarray) -> None:
+        """Adds what one step of N copies gave: the columns STEP, in that order, as arrays [N] or [N, size]."""
+        count = len(columns[2])
+        place = self.added % self.capacity
+        whole = place + count <= self.capacity
+        rows = self._array[place : place + count] if whole else np.empty((count, self.layout.width), np.float32)
+        for slot, column in zip(self._slots, columns, strict=True):
+            rows[:, slot] = column.reshape(count, -1)
+        if whole:
+            self.added += count
+        else:
+            self.add(torch.from_numpy(rows))
 
     def row(self, columns: Mapping[str, Any]) -> Tensor:
         """Rows [N, width] of columns by name, such as arrays of a step."""

@@ -121,6 +121,16 @@ class ControlPolicy(nn.Module):
             self.moments.update(observation)
             self._set_scale()
 
+    def set_moments(self, moments: Moments) -> None:
+        """Normalises by a copy of these from now on."""
+        if self.moments is not None:
+            self.moments.load_state_dict(moments.state_dict())
+            self._set_scale()
+
+    def shift_and_scale(self) -> tuple[Tensor, Tensor]:
+        """[D] each: the network sees (observation - shift) * scale, cut; 0 and 1 where nothing is normalised."""
+        return self._shift, self._scale
+
     def _set_scale(self) -> None:
         if self.moments is not None:
             self._shift = self.moments.mean.float()

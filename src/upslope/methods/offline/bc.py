@@ -4,9 +4,9 @@
 
 Limits:  actor=Likelihood() with policy.distribution=bounded is the Gaussian form, -mean log N(a; mu(s), sigma). iql and awac with
     beta = 0, td3_bc with alpha -> 0.
-Expects:  a log (--data). Rewards are not read. Observations are standardized by the log's mean and deviation + 0.001.
+Expects:  a log (--data). Rewards are not read. Observations are standardized by the log's mean and variance.
 Source:  Pomerleau 1991; corl-team/CORL, algorithms/offline/any_percent_bc.py.
-Deviations:  none.
+Deviations:  standardized over sqrt(variance + 1e-8); CORL's over deviation + 0.001.
 Not this:  the best tenth of the episodes alone (%BC), a filter of the log.
 """
 

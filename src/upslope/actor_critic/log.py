@@ -1,0 +1,193 @@
+"""Logged transitions: from a file, or from what another run has stored."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from upslope.actor_critic.replay import STEP, Layout, pieces
+from upslope.errors import UsageError
+from upslope.tasks.spaces import ActionSpec
+
+NAMES = {
+    "observation": ("observations", "observation"),
+    "action": ("actions", "action"),
+    "reward": ("rewards", "reward"),
+    "terminated": ("terminals", "terminations", "terminated"),
+    "truncated": ("timeouts", "truncations", "truncated"),
+    "next_observation": ("next_observations", "next_observation"),
+}
+EDGE = 1.0 - 1e-6
+"""Logged actions are cut to +- this: on the bound itself a squashed policy has no density."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """n logged transitions in the order of their steps, as float32 arrays; actions in [-1, 1].
+
+    observation, next_observation [n, O], action [n, A], reward, terminated, truncated [n]; the last two are True at the last step
+    of an episode, and so is the end of the arrays taken for. `task`: the environment that they are of, where that is known.
+    """
+
+    observation: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    next_observation: np.ndarray
+    task: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    @property
+    def last(self) -> np.ndarray:
+        """Whether a step is its episode's last, [n] bool."""
+        found = (self.terminated + self.truncated) > 0
+        found[-1:] = True
+        return found
+
+    def returns(self) -> np.ndarray:
+        """The sum of rewards of each episode."""
+        ends = self.last.nonzero()[0]
+        total = np.cumsum(self.reward, dtype=np.float64)[ends]
+        return np.diff(total, prepend=0.0)
+
+    def return_to_go(self, discount: float) -> np.ndarray:
+        """Discounted sum of an episode's rewards from each step on, [n]."""
+        found = np.zeros(len(self))
+        running = 0.0
+        for index in range(len(self) - 1, -1, -1):
+            running = float(self.reward[index]) + (0.0 if self.last_at(index) else discount * running)
+            found[index] = running
+        return found
+
+    def last_at(self, index: int) -> bool:
+        """Whether step `index` is its episode's last."""
+        return bool(self.terminated[index] or self.truncated[index] or index == len(self) - 1)
+
+    def rows(self, layout: Layout, discount: float) -> Tensor:
+        """Rows [m, width] for a buffer. Where the next action is read, steps that have none are left out (m < n)."""
+        columns: dict[str, np.ndarray] = {name: getattr(self, name) for name in STEP}
+        keep = np.ones(len(self), dtype=bool)
+        if "next_action" in layout.extras:
+            columns["next_action"] = np.concatenate([self.action[1:], self.action[-1:]])
+            keep = ~self.last | (self.terminated > 0)
+        if "return_to_go" in layout.extras:
+            columns["return_to_go"] = self.return_to_go(discount)
+        made = np.empty((int(keep.sum()), layout.width), dtype=np.float32)
+        for name, (first, end) in layout.columns().items():
+            made[:, first:end] = columns[name].reshape(len(self), -1)[keep]
+        return torch.from_numpy(made)
+
+
+def open_log(path: str, actions: ActionSpec | None) -> Log:
+    """The log in a file (.npz or .safetensors, with the names of D4RL or Minari) or in a run's folder.
+
+    `actions` is what the environment takes: logged actions are mapped from its box onto [-1, 1]; without one they must lie there.
+    Raises UsageError naming what is missing or wrong.
+    """
+    place = Path(path)
+    if place.is_dir():
+        return run_log(place)
+    if place.suffix not in (".npz", ".safetensors"):
+        raise UsageError(f"{path} is no log: give a run's folder, or a .npz or .safetensors file with {_wanted()}.")
+    try:
+        arrays = dict(np.load(place, allow_pickle=False)) if place.suffix == ".npz" else load_file(place)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UsageError(f"cannot read the log {path}: {error}.") from None
+    return _checked(_scaled(_named(arrays, path), actions, path), path)
+
+
+def run_log(folder: Path) -> Log:
+    """What a run has stored, in the order of its steps, by copies of the environment. Raises UsageError where there is nothing."""
+    stored = folder / "replay"
+    found = pieces(stored)
+    if not found:
+        raise UsageError(f"{folder} has no stored transitions: it is no run that learned from a replay buffer.")
+    try:
+        about: dict[str, Any] = json.loads((stored / "about.json").read_text())
+        rows = np.concatenate([load_file(file)["rows"] for file in found])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UsageError(f"the stored transitions in {stored} are damaged: {error}.") from None
+    copies = int(about["environments"])
+    if copies > 1:  # rows come step by step; an episode is one copy's
+        rows = rows[: len(rows) // copies * copies].reshape(-1, copies, rows.shape[1]).swapaxes(0, 1).copy()
+        ends = Layout(about["observation"], about["action"]).columns()["truncated"][0]
+        rows[:, -1, ends] = 1.0
+        rows = rows.reshape(-1, rows.shape[-1])
+    columns = Layout(about["observation"], about["action"]).columns()
+    arrays = {name: np.ascontiguousarray(rows[:, first:last]) for name, (first, last) in columns.items()}
+    for name in ("reward", "terminated", "truncated"):
+        arrays[name] = arrays[name][:, 0]
+    return Log(**arrays, task=about.get("task"))
+
+
+def _named(arrays: dict[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
+    found = {column: arrays[name] for column, names in NAMES.items() for name in names if name in arrays}
+    missing = {"observation", "action", "reward", "terminated"} - set(found)
+    if missing:
+        there = ", ".join(sorted(arrays)) or "nothing"
+        raise UsageError(
+            f"the log {path} has no {', '.join(NAMES[name][0] for name in sorted(missing))}; it has {there}."
+        )
+    count = len(found["reward"])
+    for name, array in found.items():
+        if len(array) != count:
+            raise UsageError(
+                f"the log {path}: {NAMES[name][0]} has {len(array)} rows and rewards {count}. They must be as many."
+            )
+        if not np.isfinite(array.astype(np.float64)).all():
+            row = int(np.argwhere(~np.isfinite(array.reshape(count, -1).astype(np.float64)))[0][0])
+            raise UsageError(f"the log {path}: {NAMES[name][0]} of row {row} is not finite. Leave such rows out.")
+    if count == 0:
+        raise UsageError(f"the log {path} has no transitions.")
+    return {name: array.astype(np.float32) for name, array in found.items()}
+
+
+def _scaled(found: dict[str, np.ndarray], actions: ActionSpec | None, path: str) -> dict[str, np.ndarray]:
+    action = found["action"].reshape(len(found["reward"]), -1)
+    if actions is not None:
+        if actions.size != action.shape[1]:
+            raise UsageError(
+                f"the log {path} has actions of {action.shape[1]} numbers; the environment takes {actions.size}."
+            )
+        low, high = np.asarray(actions.low, np.float32), np.asarray(actions.high, np.float32)
+        action = (action - low) / (high - low) * 2.0 - 1.0
+    if float(np.abs(action).max()) > 1.0 + 1e-4:
+        row = int(np.abs(action).max(1).argmax())
+        raise UsageError(
+            f"the log {path}: the action of row {row} is outside of the bounds (of the environment, or of [-1, 1] without --task)."
+        )
+    return {**found, "action": action.clip(-EDGE, EDGE).astype(np.float32)}
+
+
+def _checked(found: dict[str, np.ndarray], path: str) -> Log:
+    """The log, with what it lacks: truncated as none, and the next observation as the next row's."""
+    count = len(found["reward"])
+    found["observation"] = found["observation"].reshape(count, -1)
+    found["reward"], found["terminated"] = found["reward"].reshape(count), found["terminated"].reshape(count)
+    found["truncated"] = found.get("truncated", np.zeros(count, np.float32)).reshape(count)
+    if "next_observation" in found:
+        found["next_observation"] = found["next_observation"].reshape(count, -1)
+        return Log(**found)
+    found["next_observation"] = np.concatenate([found["observation"][1:], found["observation"][-1:]])
+    whole = Log(**found)
+    keep = ~whole.last | (whole.terminated > 0)  # of the others nobody knows what they led to
+    before = np.flatnonzero(~keep) - 1
+    ended = found["truncated"].copy()
+    ended[before[before >= 0]] = np.where(keep[before[before >= 0]], 1.0, ended[before[before >= 0]])
+    kept = {name: array[keep] for name, array in {**found, "truncated": ended}.items()}
+    if not len(kept["reward"]):
+        raise UsageError(f"the log {path} has no step whose next observation is known. Add next_observations.")
+    return replace(whole, **kept)
+
+
+def _wanted() -> str:
+    return "observations, actions, rewards, terminals (and timeouts, next_observations)"

@@ -1,0 +1,220 @@
+"""From a Config to what a run of the second loop works with: environments, log, policy, buffers, learner."""
+
+import dataclasses
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upslope.actor_critic.data import Affine, ReturnRange
+from upslope.actor_critic.learner import Learner
+from upslope.actor_critic.log import Log, open_log
+from upslope.actor_critic.recipe import ActorCritic
+from upslope.actor_critic.replay import Layout, Replay
+from upslope.collect import key_number, seeded
+from upslope.config import Config
+from upslope.errors import UsageError
+from upslope.policies.control import ControlPolicy
+from upslope.tasks.environments import Environments
+from upslope.tasks.opening import open_environments
+from upslope.tasks.spaces import ActionSpec, Leaf, ObservationSpec
+
+READ = frozenset(
+    {
+        "method", "settings", "task", "task_settings", "data", "steps", "seed", "eval", "checkpoint_every", "keep_checkpoints",
+        "threads", "self_checks", "sinks", "device", "max_skipped",
+    }
+)  # fmt: skip
+"""Settings of a run that this loop reads; any other is refused where it is set."""
+
+
+@dataclass
+class Opened:
+    """What a run works with.
+
+    environments   that are played in; None where the run learns from a log alone
+    evaluation     copies of the same for evaluation, one per episode; None without a task
+    log            None without --data
+    replay         what is played; the log, too, unless the recipe draws from it separately (`logged`)
+    """
+
+    recipe: ActorCritic
+    policy: ControlPolicy
+    learner: Learner
+    replay: Replay
+    layout: Layout
+    environments: Environments | None
+    evaluation: Environments | None
+    log: Log | None
+    logged: Replay | None
+    task: Any
+    judge: None = None
+
+    def close(self) -> None:
+        """Closes the environments."""
+        for environments in (self.environments, self.evaluation):
+            if environments is not None:
+                environments.close()
+
+
+class Setting:
+    """What is trained on, in words, for the session."""
+
+    judge: None = None
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def describe(self) -> str:
+        """A sentence."""
+        return self.text
+
+    def close(self) -> None:
+        """Nothing is open here."""
+
+
+def refuse_unread(config: Config) -> None:
+    """Raises UsageError naming a setting that this loop does not read and that is not at its default."""
+    default = Config()
+    for f in dataclasses.fields(Config):
+        if f.name not in READ and getattr(config, f.name) != getattr(default, f.name):
+            hint = " Its learning rates are update.actor_lr and update.critic_lr." if f.name == "optimizer" else ""
+            raise UsageError(
+                f"'{config.method}' learns from stored transitions and does not read {f.name}={getattr(config, f.name)!r}. Leave "
+                f"it out.{hint}"
+            )
+    if config.device not in ("auto", "cpu"):
+        raise UsageError(f"'{config.method}' runs on the CPU; device is {config.device!r}. Set device=cpu.")
+
+
+def open_run(config: Config, recipe: ActorCritic, task: Any) -> Opened:
+    """Opens what the config names. Raises UsageError naming the setting to change."""
+    refuse_unread(config)
+    torch.set_num_threads(config.threads or 1)  # networks this small are slower with more
+    _seed(config.seed)
+    rollout: Any = recipe.rollout
+    name = task if task is not None else config.task
+    log = None
+    if config.data is not None and name is None:
+        log = open_log(config.data, None)
+        name = log.task
+    seed = key_number(f"{config.seed}/evaluation") % 2**32
+    evaluation = _environments(config, name, max(1, min(config.eval.episodes, 32)), seed) if name is not None else None
+    if config.data is not None and log is None:
+        assert evaluation is not None
+        log = open_log(config.data, evaluation.actions)
+    plays = evaluation is not None and (log is None or rollout.offline_steps is not None)
+    if log is None and (recipe.needs or recipe.critic is None):
+        missing = f"reads {', '.join(sorted(recipe.needs))} of" if recipe.needs else "imitates"
+        raise UsageError(f"'{recipe.name}' {missing} a log: give --data FILE, or a run's folder.")
+    if plays and recipe.needs:
+        raise UsageError(
+            f"'{recipe.name}' reads {', '.join(sorted(recipe.needs))}, which only a log has. Set rollout.offline_steps=None."
+        )
+    environments = _environments(config, name, rollout.environments, config.seed) if plays else None
+    observations, actions = _spaces(evaluation, log)
+    layout = Layout(observations.size, actions.size, tuple(sorted(recipe.needs)))
+    _fitting(log, layout, config)
+    policy = ControlPolicy(observations, actions, _network(recipe, log))
+    scale = _scale(recipe, layout, log, policy)
+    updates = config.steps * rollout.steps * recipe.update.per_step  # type: ignore[attr-defined]
+    learner = Learner(recipe, policy, layout, seeded(config.seed, "learner"), total=updates, scale=scale)
+    replay, logged = _buffers(recipe, layout, log, environments is not None)
+    text = _told(config, recipe, name, environments, log)
+    return Opened(recipe, policy, learner, replay, layout, environments, evaluation, log, logged, Setting(text))
+
+
+def _environments(config: Config, name: Any, count: int, seed: int) -> Environments:
+    found = open_environments(name, count, seed, settings=config.task_settings, convention="scale")
+    if found.actions.kind != "continuous":
+        raise UsageError(
+            f"'{config.method}' takes continuous actions, and those of {found.name} are {found.actions.kind}. Take a method for "
+            "these, such as ppo."
+        )
+    return found
+
+
+def _spaces(environments: Environments | None, log: Log | None) -> tuple[ObservationSpec, ActionSpec]:
+    if environments is not None:
+        return environments.observations, environments.actions
+    assert log is not None
+    size = log.action.shape[1]
+    observations = ObservationSpec((Leaf("observation", (log.observation.shape[1],)),))
+    return observations, ActionSpec("continuous", (size,), low=(-1.0,) * size, high=(1.0,) * size)
+
+
+def _fitting(log: Log | None, layout: Layout, config: Config) -> None:
+    if log is not None and (log.observation.shape[1] != layout.observation or log.action.shape[1] != layout.action):
+        raise UsageError(
+            f"the log {config.data} has observations of {log.observation.shape[1]} and actions of {log.action.shape[1]} numbers; "
+            f"{config.task} has {layout.observation} and {layout.action}. It is of another environment."
+        )
+
+
+def _network(recipe: ActorCritic, log: Log | None) -> Any:
+    """The settings of the policy's network; with the log's moments where the recipe standardizes."""
+    data: Any = recipe.data
+    network: Any = recipe.policy
+    if log is None or not data.standardize:
+        return network
+    return dataclasses.replace(network, normalize=True, normalize_clip=float("inf"))
+
+
+def _scale(recipe: ActorCritic, layout: Layout, log: Log | None, policy: ControlPolicy) -> tuple[Tensor, Tensor] | None:
+    """What rows are multiplied by and moved by: standardized observations, scaled rewards; None: nothing."""
+    offset, factor = torch.zeros(layout.width), torch.ones(layout.width)
+    columns = layout.columns()
+    if log is not None and recipe.data.standardize:  # type: ignore[attr-defined]
+        policy.observe(torch.from_numpy(log.observation))
+        shift, scale = policy.shift_and_scale()
+        for name in ("observation", "next_observation"):
+            first, last = columns[name]
+            factor[first:last], offset[first:last] = scale, -shift * scale
+    reward = columns["reward"][0]
+    if isinstance(recipe.reward, ReturnRange) and log is not None:
+        factor[reward] = recipe.reward.factor(torch.from_numpy(log.returns()))
+    elif isinstance(recipe.reward, Affine):
+        factor[reward], offset[reward] = recipe.reward.scale, recipe.reward.shift
+    return (offset, factor) if bool((offset != 0).any() or (factor != 1).any()) else None
+
+
+def _buffers(recipe: ActorCritic, layout: Layout, log: Log | None, plays: bool) -> tuple[Replay, Replay | None]:
+    data: Any = recipe.data
+    if log is None:
+        return Replay(data.capacity, layout), None
+    rows = log.rows(layout, getattr(recipe.target, "discount", 0.99))
+    if not plays or data.log_share is not None:
+        logged = Replay(len(rows), layout)
+        logged.add(rows)
+        return Replay(data.capacity if plays else 1, layout), logged
+    replay = Replay(max(data.capacity, len(rows)), layout)
+    replay.add(rows)
+    return replay, None
+
+
+def _told(config: Config, recipe: ActorCritic, name: Any, environments: Environments | None, log: Log | None) -> str:
+    rollout: Any = recipe.rollout
+    parts = []
+    if log is not None:
+        returns = log.returns()
+        parts.append(
+            f"log {config.data}: {len(log):,} transitions in {len(returns)} episodes, mean return {returns.mean():.4g}"
+        )
+    if environments is not None:
+        parts.append(
+            f"{environments.name}: {rollout.environments} x {rollout.steps} actions a step, {config.steps} steps: "
+            f"{rollout.environments * rollout.steps * config.steps:,} in all"
+        )
+    elif name is None:
+        parts.append("no --task: nothing is evaluated by playing")
+    return "; ".join(parts)
+
+
+def _seed(seed: int) -> None:
+    """Every global generator: what an environment draws from them belongs to the run, too."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
