@@ -1,6 +1,7 @@
 """The user's own data: formats, columns, splits; every defect is named with its place."""
 
 import csv
+import itertools
 import json
 
 import pytest
@@ -139,6 +140,29 @@ def test_hold_out_keeps_equal_prompts_together_and_both_sides_filled(prompts):
     assert len({(prompt, side) for prompt, side in zip(prompts, held, strict=True)}) == len(set(prompts))
     assert len(set(held)) == min(len(set(prompts)), 2)
     assert hold_out(prompts[::-1]) == held[::-1]
+
+
+@pytest.mark.parametrize("times", [1, 4])
+@pytest.mark.parametrize("of_task", [True, False], ids=["held out", "trained on"])
+@pytest.mark.parametrize("count", [2, 3, 19, 40, 400, 4000])
+def test_hold_out_is_neither_tiny_nor_nearly_all(count, of_task, times):
+    """Of data whose prompts all come from one split of a task, about a twentieth is held out, and 128 rows are enough."""
+    prompts = (
+        list(itertools.islice((p for n in itertools.count() if is_held_out(p := f"q{n}") is of_task), count)) * times
+    )
+    held = hold_out(prompts)
+    wanted = max(1, min(128, round(len(prompts) / 20)))
+    assert wanted <= sum(held) < wanted + times or sum(held) == times
+    both = {prompt for prompt, side in zip(prompts, held, strict=True) if side}
+    assert not both & {prompt for prompt, side in zip(prompts, held, strict=True) if not side}
+    assert {p for p, side in zip(prompts[::-1], hold_out(prompts[::-1]), strict=True) if side} == both
+
+
+def test_hold_out_does_not_take_the_prompt_that_most_rows_have():
+    prompts = [f"q{n}" for n in range(9)]
+    for often in prompts:
+        held = hold_out([*prompts, *[often] * 90])
+        assert 1 <= sum(held) <= 5
 
 
 def test_hold_out_is_the_rule_of_the_package():

@@ -5,11 +5,12 @@
 
 The evaluation split is, in this order: the file of the setting `eval_data`; files or splits named eval, validation, dev
 or test; the rows whose `split` column says so; otherwise the rows whose prompt is held out (about a tenth, the same
-ones in every run: upslope.tasks.holdout).
+ones in every run: upslope.tasks.holdout; where that is nearly none or nearly all, a twentieth).
 """
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from upslope.tasks.rows import Row, counted, given_rows, read_rows
 
 SETTINGS = ("input_key", "label_key", "eval_data")
 EVAL_NAMES = frozenset({"eval", "evaluation", "validation", "valid", "val", "dev", "test"})
+LEAST_SHARE, ENOUGH = 0.05, 128  # of the rows that are held out, at least
 Prompt = str | Sequence[Message]
 Data = str | os.PathLike[str] | Sequence[Mapping[str, Any]]
 
@@ -174,14 +176,28 @@ def prompt_text(prompt: Any) -> str:
 
 
 def hold_out(prompts: Sequence[str]) -> list[bool]:
-    """Which rows are held out. Equal prompts stay together; two different prompts suffice for one row on each side."""
-    held = {prompt: is_held_out(prompt.encode("utf-8", "replace").decode()) for prompt in prompts}
-    if len(held) > 1 and len(set(held.values())) == 1:
-        alone = min(held, key=lambda prompt: hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest())
-        held[alone] = not held[alone]
-    elif len(held) == 1:
-        held = dict.fromkeys(held, False)
-    return [held[prompt] for prompt in prompts]
+    """Which rows are held out. Equal prompts stay together; two different prompts suffice for one row on each side.
+
+    The package's rule decides. Where it holds out less than a twentieth of the rows (or less than ENOUGH of them), as in data made
+    of a task's training prompts, those with the lowest hashes join; where it holds out most rows, as in data made of a task's
+    held-out prompts, those with the lowest hashes take their place.
+    """
+    rows = Counter(prompts)
+    held = {prompt for prompt in rows if is_held_out(prompt.encode("utf-8", "replace").decode())}
+    if 2 * sum(rows[prompt] for prompt in held) > len(prompts):
+        held = set()
+    missing = max(1, min(ENOUGH, round(LEAST_SHARE * len(prompts)))) - sum(rows[prompt] for prompt in held)
+    for prompt in sorted(rows.keys() - held, key=_digest):
+        if missing > 0 and rows[prompt] <= 2 * missing and len(held) + 1 < len(rows):
+            held.add(prompt)
+            missing -= rows[prompt]
+    if not held and len(rows) > 1:
+        held = {min(rows, key=lambda prompt: (rows[prompt], _digest(prompt)))}
+    return [prompt in held for prompt in prompts]
+
+
+def _digest(prompt: str) -> bytes:
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
 
 
 def overlap_notes(splits: Mapping[str, Sequence[Example]]) -> list[str]:
