@@ -173,8 +173,8 @@ class Batch:
         object.__setattr__(twin, "_reader", self._reader)
         return twin
 
-    def select(self, rows: Tensor) -> "Batch":
-        """The rows [r] int64 (or a bool mask [R]) of every column. They were checked as part of the whole."""
+    def select(self, rows: Tensor | slice) -> "Batch":
+        """The rows [r] int64 (or a bool mask [R], or a slice) of every column. They were checked as part of the whole."""
         columns = {name: column[rows] for name, column in self._columns.items()}
         if not columns["mask"].any():
             return Batch(**columns)  # which says what is wrong

@@ -1,15 +1,27 @@
 """Settings of learning from an environment: how much is played between updates, how it is used, and the optimizer."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from upslope.errors import UsageError
 from upslope.parts.sampling import Update
 from upslope.recipe import Part
 
 
+class Playing(Part):
+    """A `rollout` part that plays in an environment."""
+
+    environments: int
+
+    def trainer(self) -> Any:
+        """The loop that plays."""
+        from upslope.control.trainer import OnPolicyTrainer
+
+        return OnPolicyTrainer
+
+
 @dataclass(frozen=True)
-class Steps(Part):
+class Steps(Playing):
     """`steps` steps in each of `environments` copies, between two updates: rows of the batch are copies, [N, S].
 
     Episodes go on from one update to the next. What a time limit cuts off, and what the last step led to, is worth V.
@@ -24,7 +36,7 @@ class Steps(Part):
 
 
 @dataclass(frozen=True)
-class Episodes(Part):
+class Episodes(Playing):
     """`episodes` whole episodes between two updates, played in `environments` copies: rows are episodes, [R, T].
 
     An episode that a time limit cuts off is taken as it is: without a critic nothing is known of what it would have earned.

@@ -104,8 +104,8 @@ class Vectorized(Environments):
         self._prepare()
 
     def reset(self) -> np.ndarray:
-        self.number += int(self._started)
-        self._started = True
+        self.number += int(self.running)
+        self.running = True
         self.length[:], self.total[:], self._ended[:] = 0, 0.0, False
         seen, _ = self._call("reset", seed=[self.seed_of(row) for row in range(self.count)])
         self.observation = self._flat(seen)
@@ -152,6 +152,8 @@ class Vectorized(Environments):
     def restore(self, state: Mapping[str, Any]) -> list[str]:
         super().restore(state)
         inner = getattr(self._inner, "unwrapped", self._inner)
+        if not self.running:
+            return []
         if state["inner"] is not None and hasattr(inner, "set_state"):
             self._inner.reset(seed=0)
             inner.set_state(state["inner"])

@@ -64,6 +64,8 @@ class Environments:
     actions        what an action is; `convention` "clip": continuous ones are cut to the box, "scale": given in [-1, 1] and
                    mapped onto the box
     limit          steps after which an episode is truncated; None: the environment's own affair
+    running        whether there are episodes to go on with: after `reset`, until `skip`
+    observation    what the next action is chosen on, [N, D]
     """
 
     name: str
@@ -80,7 +82,8 @@ class Environments:
         self.number = np.zeros(count, dtype=np.int64)
         self.length = np.zeros(count, dtype=np.int64)
         self.total = np.zeros(count)
-        self._started = False
+        self.running = False
+        self.observation = np.empty((count, 0), dtype=np.float32)
 
     def _prepare(self) -> None:
         """Called by subclasses once spaces are known."""
@@ -97,9 +100,9 @@ class Environments:
 
     def reset(self) -> np.ndarray:
         """Starts the next episode of every copy; observation [N, D]."""
-        if self._started:
+        if self.running:
             self.number += 1
-        self._started = True
+        self.running = True
         self.length[:], self.total[:] = 0, 0.0
         observation = np.empty((self.count, self.observations.size), dtype=np.float32)
         self._restart(np.arange(self.count), observation)
@@ -112,7 +115,7 @@ class Environments:
 
         Raises EnvironmentFailure for an environment that raises, gives a NaN or another shape, or never ends an episode.
         """
-        if not self._started:
+        if not self.running:
             raise UsageError("Environments.step was called before reset.")
         given = self._given(np.asarray(action))
         reached, reward, terminated, truncated = self._advance(given)
@@ -142,7 +145,8 @@ class Environments:
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on from here, bit for bit: plain numbers and arrays."""
-        return {"number": self.number.copy(), "length": self.length.copy(), "total": self.total.copy()}
+        arrays = {"number": self.number.copy(), "length": self.length.copy(), "total": self.total.copy()}
+        return {**arrays, "running": self.running}
 
     def restore(self, state: Mapping[str, Any]) -> list[str]:
         """Goes on from what `state` returned; returns what could not be brought back, a sentence each."""
@@ -151,13 +155,17 @@ class Environments:
                 f"the state is of {len(state['number'])} copies of {self.name}, and there are {self.count}. Set the number back."
             )
         self.number, self.length = state["number"].copy(), state["length"].copy()
-        self.total, self._started = state["total"].copy(), True
+        self.total, self.running = state["total"].copy(), state["running"]
         return []
 
     def skip(self) -> None:
         """Gives the running episodes up: the next `reset` starts others. For going on after an environment has failed."""
         self.number += 1
-        self._started = False
+        self.length[:], self.total[:], self.running = 0, 0.0, False
+
+    def rewind(self) -> None:
+        """The next `reset` starts the very first episodes again: the same for every evaluation."""
+        self.number[:], self.running = 0, False
 
     def close(self) -> None:
         """Closes the environments; a second call does nothing."""
@@ -248,7 +256,8 @@ class Copies(Environments):
 
     def state(self) -> dict[str, Any]:
         """Numbers of the episodes, and the actions of the running ones in order, with what they led to."""
-        played = [np.stack([a[row] for a in self._running(row)] or [self._none()]) for row in range(self.count)]
+        running = self._running if self.running else lambda row: []
+        played = [np.stack([a[row] for a in running(row)] or [self._none()]) for row in range(self.count)]
         return {
             **super().state(),
             "played": [actions[: self.length[row]] for row, actions in enumerate(played)],
@@ -257,6 +266,8 @@ class Copies(Environments):
 
     def restore(self, state: Mapping[str, Any]) -> list[str]:
         super().restore(state)
+        if not self.running:
+            return []
         self._taken, self._clock, self._since = [], 0, 0
         self._begun = -self.length  # as if the running episodes had begun before the clock
         observation = np.empty_like(state["observation"])

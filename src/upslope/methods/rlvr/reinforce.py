@@ -25,10 +25,12 @@ from upslope.batch import Batch
 from upslope.errors import UsageError
 from upslope.parts.aggregate import SequenceSum
 from upslope.parts.gae import return_to_go
+from upslope.parts.network import MLP
 from upslope.parts.sampling import Sample, Uniform, Update
+from upslope.parts.steps import Episodes, Optimizer, StepUpdate
 from upslope.parts.surrogate import PolicyGradient
 from upslope.recipe import Part, Recipe, State
-from upslope.registry import method
+from upslope.registry import method, preset
 
 
 @dataclass(frozen=True)
@@ -96,4 +98,16 @@ def reinforce() -> Recipe:
         surrogate=PolicyGradient(),
         aggregate=SequenceSum(),
         update=Update(),
+    )
+
+
+@preset("control", version="whole episodes of an environment")
+def reinforce_control() -> Recipe:
+    return reinforce().replace(
+        curriculum=None,
+        policy=MLP(hidden=(64, 64), activation="tanh"),
+        rollout=Episodes(episodes=16, environments=16),
+        advantage=ReturnBaseline(baseline="leave_one_out", gamma=0.99),
+        update=StepUpdate(transitions=False),
+        optimizer=Optimizer(lr=1e-3),
     )
