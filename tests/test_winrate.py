@@ -126,6 +126,19 @@ def test_rounding_is_a_tie():
     assert played([["a"]], [["b"]], score).metrics["eval/ties"] == 1
 
 
+def test_equal_answers_to_a_prompt_are_scored_once_and_tie():
+    calls = []
+
+    def score(examples, texts):
+        calls.extend((example.key, text) for example, text in zip(examples, texts, strict=True))
+        return [Outcome(float(place)) for place in range(len(texts))]
+
+    found = played([["a", "a"], ["a", "b"]], [["a", "b"], ["c", "c"]], score)
+    assert calls == [("k0", "a"), ("k0", "b"), ("k1", "a"), ("k1", "b"), ("k1", "c")]
+    assert [one.preference for one in found.comparisons[0]] == [0.5, 0.0, 0.5, 0.0]
+    assert [one.notes["scores"] for one in found.comparisons[1]] == [(2, 4), (2, 4), (3, 4), (3, 4)]
+
+
 def test_lengths():
     found = played(
         [["1", "1111"], ["22", "2!"]], [["1111", "1"], ["1", "1"]], lambda e, t: [Outcome(len(x)) for x in t]

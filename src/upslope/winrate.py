@@ -63,15 +63,20 @@ class ByScore:
         self.score = score
 
     def __call__(self, contests: Sequence[Contest]) -> list[list[Comparison]]:
-        answers = [(one.example, text) for one in contests for text in (*one.ours, *one.theirs)]
-        outcomes = iter(self.score([example for example, _ in answers], [text for _, text in answers]))
-        found = []
-        for contest in contests:
-            ours, theirs = ([next(outcomes) for _ in side] for side in (contest.ours, contest.theirs))
-            found.append(
-                [by_score(i, j, one, other) for i, one in enumerate(ours) for j, other in enumerate(theirs)],
-            )
-        return found
+        # Equal answers to a prompt are scored once: a model rounds differently in another batch, and that is no preference.
+        answers = list(
+            dict.fromkeys((place, text) for place, one in enumerate(contests) for text in (*one.ours, *one.theirs))
+        )
+        outcomes = self.score([contests[place].example for place, _ in answers], [text for _, text in answers])
+        known = dict(zip(answers, outcomes, strict=True))
+        return [
+            [
+                by_score(i, j, known[place, ours], known[place, theirs])
+                for i, ours in enumerate(contest.ours)
+                for j, theirs in enumerate(contest.theirs)
+            ]
+            for place, contest in enumerate(contests)
+        ]
 
 
 def by_score(ours: int, theirs: int, one: Outcome, other: Outcome) -> Comparison:
