@@ -10,6 +10,9 @@ from typing import Any, Protocol
 from upslope.config import Config
 
 SHOWN = {
+    "return": "return",
+    "eval/return": "held-out return",
+    "critic/explained_variance": "value explains",
     "reward": "reward",
     "loss": "loss",
     "pairs/accuracy": "pair accuracy",
@@ -24,6 +27,7 @@ SHOWN = {
     "grad_norm": "gradient norm",
     "rewards/failed": "rewards failed",
     "tokens_per_second": "tokens/s",
+    "steps_per_second": "steps/s",
 }
 
 
@@ -76,7 +80,7 @@ class LiveView:
     def row(self, step: int, row: dict[str, Any]) -> None:
         self.first = step if self.first is None else self.first
         self.latest |= row
-        self.followed = "reward" if "reward" in self.latest else "loss"
+        self.followed = next((name for name in ("return", "reward") if name in self.latest), "loss")
         if row.get(self.followed) is not None:
             self.curve.append(float(row[self.followed]))
         self.live.update(self._table(step))

@@ -32,6 +32,8 @@ class Metric:
 
 
 PASS_AT_1 = Metric(r"eval/pass@1", "Held-out pass@1", "Share of held-out answers that pass; band: 95 % interval.", 0, 1)
+HELD_OUT_RETURN = Metric(r"eval/return", "Held-out return", "Mean over episodes that nothing is learned from; band: 95 %.")
+RETURN = Metric(r"return", "Training return", "Mean over the last episodes that ended, with exploration.")
 REWARD = Metric(r"reward", "Training reward", "Mean reward of the step's completions.")
 HELD_OUT_LOSS = Metric(r"eval/loss", "Held-out loss", "The method's loss on completions that were held out.")
 HELD_OUT_PAIRS = Metric(
@@ -41,7 +43,7 @@ HELD_OUT_PAIRS = Metric(
     0,
     1,
 )
-LEARNING = (PASS_AT_1, REWARD, HELD_OUT_LOSS, HELD_OUT_PAIRS)
+LEARNING = (PASS_AT_1, HELD_OUT_RETURN, RETURN, REWARD, HELD_OUT_LOSS, HELD_OUT_PAIRS)
 CATALOG = (
     *LEARNING,
     Metric(
@@ -61,6 +63,8 @@ CATALOG = (
     Metric(r"reward_std", "Reward spread", "Standard deviation of the reward within the step.", 0),
     Metric(r"groups/zero_variance", "Groups without variance", "All answers earn the same: nothing to prefer.", 0, 1),
     Metric(r"rewards/failed", "Failed rewards", "Completions that the verifier could not judge.", 0, smooth=False),
+    Metric(r"(?:eval/)?episode_length|eval/length", "Episode length", "Mean steps of an episode (tokens of an answer).", 0),
+    Metric(r"critic/explained_variance", "Explained variance", "Share of the returns' variance that the critic foretells."),
     Metric(r"entropy", "Entropy", "Of the next-token distribution, in nats per token.", 0),
     Metric(r"kl", "KL to the reference", "Estimated divergence per token, in nats.", 0, log=True),
     Metric(
@@ -74,6 +78,7 @@ CATALOG = (
     Metric(r"sampler_gap/(?:mean|max)", "Sampler gap", "Log-probs, sampler against trainer; should stay tiny.", 0),
     Metric(r"length/mean", "Completion length", "Mean tokens of a completion.", 0),
     Metric(r"length/truncated", "Truncated completions", "Share that reached the length limit.", 0, 1),
+    Metric(r"steps_per_second", "Steps per second", "Of all copies of the environment, learning included.", 0),
     Metric(r"tokens_per_second", "Tokens per second", "Of completions, over the time of the whole step.", 0),
 )
 NOT_CHARTED = re.compile(r"step|nonfinite|time/.*")

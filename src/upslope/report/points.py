@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from upslope.report.read import Run
 from upslope.report.text import number, plural
 
-INSTANCES = ("eval/prompts", "eval/examples")  # metrics that count held-out instances
+INSTANCES = ("eval/prompts", "eval/examples", "eval/episodes")  # metrics that count held-out instances
 
 
 @dataclass(frozen=True)
@@ -45,5 +45,8 @@ def tone_of(before: Point, after: Point) -> str:
 
 def instances(run: Run) -> str:
     """On how many held-out instances a run was evaluated, in words."""
+    played = [value for row in run.metrics if (value := number(row.get("eval/episodes")))]
+    if played:
+        return f"over {plural(int(played[0]), 'episode')} that nothing is learned from"
     counts = [value for row in run.metrics for name in INSTANCES if (value := number(row.get(name)))]
     return f"on {plural(int(counts[0]), 'instance')} never trained on" if counts else "on instances never trained on"
