@@ -12,7 +12,7 @@ from upslope.errors import UsageError
 
 COMMANDS = {
     "train": "train a model by a method, on a task or your own data",
-    "eval": "pass@k of a model on held-out prompts",
+    "eval": "pass@k of a model on held-out prompts, or its win rate against another",
     "compare": "several methods over the same seeds and prompts",
     "probe": "what methods would change on a task, without training",
     "diagnose": "what a trained model has learned of its pairs: ranking accuracy by difficulty",
