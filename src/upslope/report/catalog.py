@@ -32,7 +32,9 @@ class Metric:
 
 
 PASS_AT_1 = Metric(r"eval/pass@1", "Held-out pass@1", "Share of held-out answers that pass; band: 95 % interval.", 0, 1)
-HELD_OUT_RETURN = Metric(r"eval/return", "Held-out return", "Mean over episodes that nothing is learned from; band: 95 %.")
+HELD_OUT_RETURN = Metric(
+    r"eval/return", "Held-out return", "Mean over episodes that nothing is learned from; band: 95 %."
+)
 RETURN = Metric(r"return", "Training return", "Mean over the last episodes that ended, with exploration.")
 REWARD = Metric(r"reward", "Training reward", "Mean reward of the step's completions.")
 HELD_OUT_LOSS = Metric(r"eval/loss", "Held-out loss", "The method's loss on completions that were held out.")
@@ -59,12 +61,17 @@ CATALOG = (
     Metric(r"(?:eval/)?pairs/margin", "Pair margin", "By how much the preferred completion scores higher, times beta."),
     Metric(r"eval/pass@\d+", "Held-out pass@k", "Share of held-out prompts that pass once in k answers.", 0, 1),
     Metric(r"eval/reward", "Held-out reward", "Mean reward of the held-out answers."),
-    Metric(r"rewards/.+/mean", "Reward parts", "Means of the verifier's named parts."),
+    Metric(r"eval/reward_model", "Held-out score", "Mean score that the reward model gives the held-out answers."),
+    Metric(r"rewards/.+/mean", "Reward parts", "Means of the named parts; verifier: what the task's own reward says."),
     Metric(r"reward_std", "Reward spread", "Standard deviation of the reward within the step.", 0),
     Metric(r"groups/zero_variance", "Groups without variance", "All answers earn the same: nothing to prefer.", 0, 1),
     Metric(r"rewards/failed", "Failed rewards", "Completions that the verifier could not judge.", 0, smooth=False),
-    Metric(r"(?:eval/)?episode_length|eval/length", "Episode length", "Mean steps of an episode (tokens of an answer).", 0),
-    Metric(r"critic/explained_variance", "Explained variance", "Share of the returns' variance that the critic foretells."),
+    Metric(
+        r"(?:eval/)?episode_length|eval/length", "Episode length", "Mean steps of an episode (tokens of an answer).", 0
+    ),
+    Metric(
+        r"critic/explained_variance", "Explained variance", "Share of the returns' variance that the critic foretells."
+    ),
     Metric(r"entropy", "Entropy", "Of the next-token distribution, in nats per token.", 0),
     Metric(r"kl", "KL to the reference", "Estimated divergence per token, in nats.", 0, log=True),
     Metric(
