@@ -158,3 +158,8 @@ def test_values_as_the_annotation_wants_them(setting, value, expected):
 def test_values_of_the_wrong_kind(setting, value):
     with pytest.raises(UsageError, match=f"Kinds.{setting} takes"):
         converted(Kinds(), setting, value)
+
+
+def test_a_stage_takes_no_number():
+    with pytest.raises(UsageError, match=r"weight is a stage of 'grpo', so it takes a part, .* and not 0.5"):
+        make("grpo", weight=0.5)

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from upslope.assembly import Assembly
+from upslope.assembly import Assembly, as_tuple
 from upslope.errors import UsageError
 from upslope.recipe import Part, Parts, Term
 
@@ -24,6 +24,11 @@ def with_settings(recipe: Kind, settings: Mapping[str, Any], part_named: PartNam
     """
     for key, value in settings.items():
         if key in recipe.STAGES:
+            if not all(isinstance(part, Part | str) for part in as_tuple(value)):
+                raise UsageError(
+                    f"{key} is a stage of '{recipe.name}', so it takes a part, the name of a method that has one, or none, and "
+                    f"not {value!r}. A setting of its part is {key}.SETTING; upslope show {recipe.name} lists them."
+                )
             recipe = recipe.replace(**{key: part_named(key, value) if isinstance(value, str) else value})
     changes: dict[int, tuple[str, Part | Term, dict[str, Any]]] = {}
     for key, value in settings.items():

@@ -124,12 +124,12 @@ class ScaledCloning(Part):
 
 @dataclass(frozen=True)
 class Cloning(Part):
-    """lambda * objective + weight * mean_B of the sum (or mean) over A of (pi(s) - a)^2.
+    """lambda * objective + coefficient * mean_B of the sum (or mean) over A of (pi(s) - a)^2.
 
     lambda = 1 / mean |Q(s, pi(s))| without gradient where `normalize`, else 1.
     """
 
-    weight: float = 0.01
+    coefficient: float = 0.01
     normalize: bool = True
     reduce_actions: Reduce = "sum"
     reads_policy_q: ClassVar[bool] = True
@@ -138,11 +138,11 @@ class Cloning(Part):
         assert m.policy_q is not None
         apart = _apart(m.sample()[0], m.action, self.reduce_actions).mean()
         scale = cloning_scale(m.policy_q, 1.0) if self.normalize else 1.0
-        return scale * objective + self.weight * apart
+        return scale * objective + self.coefficient * apart
 
     def describe(self) -> str:
         scale = "1 / mean|Q| * " if self.normalize else ""
-        return f"{scale}objective + {self.weight:g} {self.reduce_actions} (pi(s) - a)^2"
+        return f"{scale}objective + {self.coefficient:g} {self.reduce_actions} (pi(s) - a)^2"
 
 
 def _apart(one: Tensor, other: Tensor, reduce: Reduce) -> Tensor:

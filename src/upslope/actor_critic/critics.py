@@ -133,19 +133,19 @@ class SmoothedTarget(Part):
 
 @dataclass(frozen=True)
 class PenalizedTarget(SmoothedTarget):
-    """As SmoothedTarget, less `weight` times the sum over A of (a' - the logged next action)^2 inside the bracket."""
+    """As SmoothedTarget, less `coefficient` times the sum over A of (a' - the logged next action)^2 inside the bracket."""
 
-    weight: float = 0.01
+    coefficient: float = 0.01
     needs: ClassVar[frozenset[str]] = frozenset({"next_action"})
 
     def __call__(self, m: Minibatch) -> Tensor:
         action = self.action(m)
         apart = (action - m.column("next_action")).square().sum(-1)
-        value = torch.sub(m.target_value(m.next_observation, action), apart, alpha=self.weight)
+        value = torch.sub(m.target_value(m.next_observation, action), apart, alpha=self.coefficient)
         return bootstrap(m.reward, m.terminated, value, self.discount)
 
     def describe(self) -> str:
-        return super().describe() + f", Q' less {self.weight:g} sum (a' - logged a')^2"
+        return super().describe() + f", Q' less {self.coefficient:g} sum (a' - logged a')^2"
 
 
 @dataclass(frozen=True)
@@ -201,24 +201,24 @@ class Expectile(Part):
 
 @dataclass(frozen=True)
 class ConservativeGap(Part):
-    """weight * mean over B of sum_j clip( T logsumexp over sampled a of (Q_j(s, a) / T - log density) - Q_j(s, a_logged) ).
+    """coefficient * mean over B of sum_j clip( T logsumexp over sampled a of (Q_j(s, a) / T - log density) - Q_j(s, a_logged) ).
 
     `samples` actions each from the uniform density on [-1, 1]^A, from pi(.|s) and from pi(.|s') (evaluated at s, its density at
     s'); actions and densities have no gradient. `lowest` and `highest` clip the gap.
     """
 
-    weight: float = 10.0
+    coefficient: float = 10.0
     samples: int = 10
     temperature: float = 1.0
     lowest: float = -math.inf
     highest: float = math.inf
     formula: ClassVar[str] = (
-        "{weight:g} sum over j of mean [ {temperature:g} logsumexp_a Q_j(s, a) - Q_j(s, a_logged) ],  a: 3 x {samples} samples"
+        "{coefficient:g} sum over j of mean [ {temperature:g} logsumexp_a Q_j(s, a) - Q_j(s, a_logged) ],  a: 3 x {samples} samples"
     )
 
     def __call__(self, m: Minibatch) -> Tensor:
         gap = conservative_gap(self.sampled(m), m.logged_q(), self.temperature)
-        return self.weight * gap.clamp(self.lowest, self.highest).sum() / gap.shape[1]
+        return self.coefficient * gap.clamp(self.lowest, self.highest).sum() / gap.shape[1]
 
     def sampled(self, m: Minibatch) -> Tensor:
         """Q_j(s, a) - log density(a), [E, B, 3 n]."""

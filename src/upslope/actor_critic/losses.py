@@ -24,7 +24,7 @@ def squared_error(q: Tensor, target: Tensor, *, factor: float = 1.0, across: str
 
 def expectile(difference: Tensor, tau: float) -> Tensor:
     """mean of |tau - 1[u < 0]| u^2 over u = difference [B]: least where V is the tau-expectile."""
-    weight = torch.where(difference < 0, 1.0 - tau, tau)
+    weight = (tau - (difference < 0).to(difference.dtype)).abs()
     return (weight * difference.square()).mean()
 
 

@@ -7,7 +7,7 @@
     actor, temperature: as sac
 
 Differs from sac:  the penalty; no entropy in the target; three hidden layers in the critics; the actor's lr 3e-5.
-Limits:  alpha_cql = 0 (penalty.weight) is sac without entropy in the target.
+Limits:  alpha_cql = 0 (penalty.coefficient) is sac without entropy in the target.
 Expects:  a log (--data).
 Source:  Kumar et al. 2020 (arXiv:2006.04779), equation 4, CQL(H); corl-team/CORL, algorithms/offline/cql.py.
 Deviations:  alpha_cql = 10 (CORL), not tuned by the Lagrange form; no maximum over n next actions; observations as logged.
