@@ -60,7 +60,7 @@ class ScaledReward(Part):
         reward, ended = batch.token_reward.double(), batch.ended
         running = torch.tensor(state["running"] or [0.0] * len(reward), dtype=torch.float64)
         anew = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], 1)  # the step before was an episode's last
-        kept = torch.where(anew, 0.0, self.gamma)
+        kept = torch.full_like(reward, self.gamma).masked_fill(anew, 0.0)
         first = reward.clone()
         first[:, 0] += self.gamma * running
         found = discounted_sum(first.flip(1), kept.flip(1)).flip(1)
