@@ -101,7 +101,7 @@ def test_least_values(name):
         ({"optimizer": {"grad_clip": 0}}, "optimizer.grad_clip is 0"),
         ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas is .* in .0, 1."),
         ({"optimizer": {"betas": [0.9]}}, "OptimizerConfig.betas takes"),
-        ({"optimizer": {"schedule": "linera"}}, "'constant' or 'linear' or 'cosine', not 'linera'"),
+        ({"optimizer": {"schedule": "linera"}}, "'constant' or 'linear' or 'cosine' or 'inverse_sqrt', not 'linera'"),
         ({"eval": {"samples": 0}}, "eval.samples is 0"),
         ({"eval": {"temperature": -1}}, "eval.temperature is -1"),
         ({"lora": {"rank": -1}}, "lora.rank is -1"),

@@ -20,9 +20,11 @@ LEAST = {
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. `lr` None: 1e-4 for models under 20M parameters, 1e-5 with LoRA, else 1e-6. `critic_lr` None: the same.
+    """AdamW. `lr` None: 1e-4 for models under 20M parameters, 1e-5 for reward models and with LoRA, else 1e-6. `critic_lr` None:
+    the same.
 
-    `warmup` steps rise linearly; then constant, or down to 0 at the last step. Gradients are clipped to norm `grad_clip`.
+    `warmup` steps rise linearly; then constant, or down to 0 at the last step, or by sqrt(warmup / step). Gradients are clipped
+    to norm `grad_clip`.
     """
 
     lr: float | None = None
@@ -30,7 +32,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     warmup: int = 0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
     grad_clip: float = 1.0
 
     def __post_init__(self) -> None:
@@ -79,6 +81,8 @@ class Config:
     settings        overrides of the recipe: `ratio_high`, `rollout.group_size`, `advantage=rloo`
     task, data      what is trained on; of a method that learns from given completions, data is that, and task the evaluation
     task_settings   of a named task: its own; of data: input_key, label_key, eval_data
+    reward_model    a reward model that the policy is trained on; the task's verifier then only measures
+    critic_from     whose weights a critic starts from: the policy's, or the reward model's, with its score
     teacher         a model, for methods that distill
     max_tokens      of a completion; None: what the task recommends, else 64
     top_p, top_k    truncation of the sampling distribution; ratios are taken against the whole one
@@ -96,6 +100,8 @@ class Config:
     task_settings: Mapping[str, Any] = field(default_factory=dict)
     data: str | None = None
     reward: str | None = None
+    reward_model: str | None = None
+    critic_from: Literal["policy", "reward_model"] = "policy"
     teacher: str | None = None
     steps: int = 60
     seed: int = 0

@@ -102,6 +102,9 @@ class Learner:
             factor *= 1 - progress
         elif self.config.schedule == "cosine":
             factor *= (1 + math.cos(math.pi * progress)) / 2
+        elif self.config.schedule == "inverse_sqrt":
+            warmup = max(self.config.warmup, 1)
+            factor *= math.sqrt(warmup / max(warmup, self.taken))
         return self.lr * factor * self.rate_factor
 
     def next_step(self, parameter: Tensor) -> AdamStep:

@@ -14,9 +14,11 @@ SHOWN = {
     "eval/return": "held-out return",
     "critic/explained_variance": "value explains",
     "reward": "reward",
+    "rewards/verifier/mean": "verified reward",
     "loss": "loss",
     "pairs/accuracy": "pair accuracy",
     "eval/pass@1": "held-out pass@1",
+    "eval/reward": "held-out reward",
     "eval/loss": "held-out loss",
     "eval/pairs/accuracy": "held-out pair accuracy",
     "entropy": "entropy",
@@ -32,8 +34,11 @@ SHOWN = {
 
 
 def shown(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """(metric, name) of what a row tells; of the loss only where there is no reward, since with rewards its level says little."""
-    return [(key, name) for key, name in SHOWN.items() if key in row and not (key == "loss" and "reward" in row)]
+    """(metric, name) of what a row tells; of the loss only where there is no reward, since with rewards its level says little,
+    and of the held-out reward only where nothing says what is solved.
+    """
+    instead = {"loss": "reward", "eval/reward": "eval/pass@1"}
+    return [(key, name) for key, name in SHOWN.items() if key in row and instead.get(key) not in row]
 
 
 class View(Protocol):

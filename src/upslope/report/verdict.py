@@ -1,4 +1,6 @@
-"""The headline: what training did to held-out pass@1, in a sentence, and why where it did not help."""
+"""The headline: what training did to held-out pass@1 (to the held-out reward, where nothing says what is solved), in a sentence,
+and why where it did not help.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,9 +12,14 @@ from upslope.report.read import Run
 from upslope.report.text import format_number, format_share, number, plural
 
 
+PASS = "eval/pass@1"
+NAMES = {PASS: "pass@1", "eval/return": "return", "eval/reward": "reward"}
+
+
 def verdict(run: Run) -> Verdict:
     """What the evaluations say, and nothing that they do not: a rise counts if the two intervals do not overlap."""
-    points = evaluations(run)
+    metric = next((name for name in NAMES if evaluations(run, name)), PASS)
+    what, points = f"Held-out {NAMES[metric]}", evaluations(run, metric)
     if not points and (given := given_verdict(run)) is not None:
         return replace(given, reasons=[] if given.tone == "better" else reasons(run))
     if not points:
@@ -21,36 +28,37 @@ def verdict(run: Run) -> Verdict:
         )
     before, after = points[0], points[-1]
     if len(points) == 1:
-        sentence = (
-            f"Held-out pass@1 was {before} at step {before.step}, {instances(run)}; no later evaluation was recorded."
-        )
+        sentence = f"{what} was {before} at step {before.step}, {instances(run)}; no later evaluation was recorded."
         return Verdict(sentence, reasons(run), "unclear", before)
     tone = tone_of(before, after)
-    sentence = _sentence(before, after, tone, instances(run))
+    sentence = _sentence(what, before, after, tone, instances(run))
     best = max(points, key=lambda point: point.value)
     if tone_of(after, best) == "better":
         sentence += f" It was highest at step {best.step}: {best}."
     if tone == "better":
         return Verdict(sentence, [], tone, before, after)
-    return Verdict(f"{sentence} {_training_sentence(run)}".strip(), reasons(run, before), tone, before, after)
+    why = reasons(run, before if metric == PASS else None)
+    return Verdict(f"{sentence} {_training_sentence(run)}".strip(), why, tone, before, after)
 
 
-def evaluations(run: Run) -> list[Point]:
-    """Every recorded held-out pass@1, in the order of the steps."""
+def evaluations(run: Run, metric: str = PASS) -> list[Point]:
+    """Every recorded value of a held-out metric, in the order of the steps."""
     return [
-        Point(row["step"], value, _interval(row))
+        Point(row["step"], value, _interval(row, metric))
         for row in run.metrics
-        if (value := number(row.get("eval/pass@1"))) is not None
+        if (value := number(row.get(metric))) is not None
     ]
 
 
-def _interval(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The recorded interval, or where all n prompts scored alike, and it has no width, what n such prompts exclude:
+def _interval(row: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
+    """The recorded interval, or of pass@1, where all n prompts scored alike, and it has no width, what n such prompts exclude:
     with 95 % confidence, a share that lies more than 3 / n away (the rule of three).
     """
-    low, high = number(row.get("eval/pass@1_low")), number(row.get("eval/pass@1_high"))
+    low, high = number(row.get(f"{metric}_low")), number(row.get(f"{metric}_high"))
     if low is None or high is None:
         return None
+    if metric != PASS:
+        return low, high
     count = next((count for name in INSTANCES if (count := number(row.get(name)))), None)
     slack = 3 / count if low == high and count else 0.0
     return max(low - slack, min(low, 0.0)), min(high + slack, max(high, 1.0))
@@ -89,24 +97,24 @@ def reasons(run: Run, before: Point | None = None) -> list[str]:
     return found
 
 
-def _sentence(before: Point, after: Point, tone: str, instances: str) -> str:
+def _sentence(what: str, before: Point, after: Point, tone: str, instances: str) -> str:
     where = f"in {plural(after.step - before.step, 'step')}"
     if tone == "better":
-        return f"Held-out pass@1 rose from {before} to {after} {where}, {instances}."
+        return f"{what} rose from {before} to {after} {where}, {instances}."
     if tone == "worse":
-        return f"Held-out pass@1 fell from {before} to {after} {where}, {instances}."
+        return f"{what} fell from {before} to {after} {where}, {instances}."
     if before.interval is None or after.interval is None:
-        return f"Held-out pass@1 went from {before} to {after} {where}, {instances}, with no interval to judge this by."
+        return f"{what} went from {before} to {after} {where}, {instances}, with no interval to judge this by."
     return (
-        f"Held-out pass@1 did not change measurably {where}, {instances}: "
-        f"{before} before, {after} after; the intervals overlap."
+        f"{what} did not change measurably {where}, {instances}: {before} before, {after} after; the intervals overlap."
     )
 
 
 def _training_sentence(run: Run) -> str:
     """The course of the reward in training, or of the loss where nothing was rewarded."""
     trained = [row for row in run.metrics if row["step"] > 0]
-    name = "reward" if any(number(row.get("reward")) is not None for row in trained) else "loss"
+    recorded = {key for row in trained for key in row if number(row.get(key)) is not None}
+    name = next((name for name in ("return", "reward") if name in recorded), "loss")
     values = [value for row in trained if (value := number(row.get(name))) is not None]
     if not values:
         return ""

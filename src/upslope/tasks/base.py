@@ -29,7 +29,7 @@ class Task:
     judge       gives outcomes; `close` ends its workers
     settings    what the task was opened with, resolved, as plain JSON
     notes       what is worth a line in the log: the columns that were recognized, how the split was made
-    solved_at   an outcome of at least this value counts as solved (pass@k)
+    solved_at   an outcome of at least this value counts as solved (pass@k); None: nothing says what is solved
     """
 
     name: str
@@ -37,7 +37,7 @@ class Task:
     judge: "Judge"
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    solved_at: float = 1.0
+    solved_at: float | None = 1.0
 
     def examples(self, split: Split) -> "Sequence[Example]":
         """The questions of a split: same seed, same questions, in the same order."""
