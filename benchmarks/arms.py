@@ -1,0 +1,100 @@
+"""What the studies share: runs of `upslope compare`, tables over seeds with intervals, and a figure."""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+
+from upslope.compare import Job, finished, plan_jobs
+from upslope.runs.metrics import read_metrics
+from upslope.runs.statistics import bootstrap, interquartile_mean, mean, paired_difference
+
+mpl.use("svg")
+mpl.rcParams |= {
+    "svg.hashsalt": "upslope",
+    "svg.fonttype": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+Values = Mapping[str, Mapping[int, Sequence[float]]]
+"""Figures by label and seed, in the order of the table's columns."""
+
+
+def compare(
+    methods: Sequence[str], out: Path, *, steps: int, seeds: int, options: Sequence[str], settings: Sequence[str]
+) -> int:
+    """Trains what is not trained yet; the exit status of `upslope compare`."""
+    command = [sys.executable, "-m", "upslope", "compare", *methods, *options]
+    command += ["--steps", str(steps), "--seeds", str(seeds), "--out", str(out)]
+    for setting in settings:
+        command += ["--set", setting]
+    return subprocess.run(command).returncode
+
+
+def jobs_of(methods: Sequence[str], out: Path, *, steps: int, seeds: int) -> list[Job]:
+    """The finished runs among those that `compare` trains."""
+    return [job for job in plan_jobs(methods, seeds, out) if finished(job.folder, steps)]
+
+
+def table(labels: Sequence[str], values: Values, figures: Sequence[str]) -> list[str]:
+    """One row per label: interquartile means with intervals, and the first figure's paired difference from the first label."""
+    head = ["method", "seeds", *figures, f"{figures[0]} against the first"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for label in labels:
+        mine = values.get(label, {})
+        if not mine:
+            lines.append(f"| `{label}` | 0 |" + " |" * (len(head) - 2))
+            continue
+        columns = np.array([mine[seed] for seed in sorted(mine)]).T
+        cells = [interval(column) for column in columns]
+        first = values.get(labels[0], {})
+        shared = sorted(mine.keys() & first.keys())
+        against = ""
+        if label != labels[0] and shared:
+            found = paired_difference(*(np.array([which[seed][0] for seed in shared]) for which in (mine, first)))
+            against = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        lines.append("| " + " | ".join([f"`{label}`", str(len(mine)), *cells, against]) + " |")
+    return lines
+
+
+def interval(values: np.ndarray) -> str:
+    if not np.isfinite(values).all():
+        return "-"
+    found = bootstrap(values, interquartile_mean)
+    if found.value > 100:
+        return f"{found.value:.0f}"
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+Points = Sequence[tuple[float, float]]
+"""A run's course: (x, y) pairs, as many in every run of a label."""
+
+
+def course(job: Job, metric: str) -> list[tuple[float, float]]:
+    """The steps and values of a metric that a run recorded."""
+    rows = read_metrics(job.folder / "metrics.jsonl")
+    return [(row["step"], float(row[metric])) for row in rows if row.get(metric) is not None]
+
+
+def write_figure(runs: Mapping[str, Sequence[Points]], out: Path, *, x: str, y: str, title: str) -> None:
+    """One line per label: means over its runs (in x, too), a band for the 95 % bootstrap interval of y."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    for label, courses in runs.items():
+        points = np.array(courses, dtype=float)  # [runs, points, 2]
+        found = [bootstrap(points[:, index, 1], mean) for index in range(points.shape[1])]
+        at = points[:, :, 0].mean(0)
+        (line,) = axes.plot(at, points[:, :, 1].mean(0), marker="o", markersize=3, label=label)
+        axes.fill_between(
+            at, [one.low for one in found], [one.high for one in found], alpha=0.15, color=line.get_color()
+        )
+    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize="small", frameon=False)
+    figure.savefig(out, metadata={"Date": None})
+    pyplot.close(figure)
