@@ -3,6 +3,9 @@
 import json
 
 import pytest
+import torch
+
+from upslope.__main__ import main
 
 from .scene import put, run_here
 
@@ -86,6 +89,38 @@ def test_by_a_language_model(say, chat_server):
     assert json.loads(out)["judge"] == "big"
 
 
+def test_by_a_reward_model(say, here, toy):
+    """The score of the run's newest checkpoint decides; where the files say it, every comparison follows it."""
+    from upslope.policies.reward_model import RewardModel
+
+    put(here, {"pairs.jsonl": "".join(
+        json.dumps({"prompt": f"q{n}", "chosen": "aaaa", "rejected": "b"}) + "\n" for n in range(40)
+    )}, toy)  # fmt: skip
+    settings = ("self_checks=false", "threads=1", "sinks=[]", "prompts_per_step=4")
+    line = ["train", "reward_model_bt", "--model", toy, "--data", "pairs.jsonl", "--out", "rm", "--steps", "1"]
+    assert main([*line, *(word for one in settings for word in ("--set", one))]) == 0
+    status, out, err = say(OWN.format(other="tiny") + "--reward-model rm --out games.jsonl")
+    assert status == 0, out + err
+    assert "judged by reward model rm" in out
+    model = RewardModel.load(here / "rm" / "checkpoints" / "step-000001")
+    for line in (here / "games.jsonl").read_text().splitlines():
+        game = json.loads(line)
+        for one in game["comparisons"]:
+            scores = [scored(model, game["prompt"], game[side][one[side]]) for side in ("ours", "theirs")]
+            assert one["notes"]["scores"] == pytest.approx(scores, abs=1e-5)
+            assert one["preference"] == (scores[0] > scores[1]) + 0.5 * (scores[0] == scores[1])
+    status, out, err = say(OWN.format(other="tiny") + "--reward-model TOY")
+    assert status == 2
+    assert "--reward-model: " in err
+
+
+def scored(model, prompt, text):
+    """The score by transformers' own forward pass."""
+    ids = model.encode(prompt) + model.encode_completion(prompt, text)[0]
+    with torch.no_grad():
+        return model.model(input_ids=torch.tensor([ids])).logits.item()
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -100,6 +135,15 @@ def test_by_a_language_model(say, chat_server):
             "eval TOY --win-rate tiny --data questions.jsonl --reward exact --judge http://x/v1 --judge-model m",
             ("--reward would not be read",),
         ),
+        (
+            "eval TOY --win-rate tiny --data questions.jsonl --reward exact --reward-model x",
+            ("--reward-model decides", "--reward would not be read"),
+        ),
+        (
+            "eval TOY --win-rate tiny --task chain_sum --reward-model x --judge http://x/v1 --judge-model m",
+            ("--judge and --reward-model both",),
+        ),
+        ("eval TOY --task chain_sum --reward-model x", ("--reward-model is for comparing",)),
         ("eval TOY --out games.jsonl --task chain_sum", ("--out is for comparing", "--win-rate OTHER")),
         (
             "eval TOY --win-rate tiny --task chain_sum --judge http://x/v1 --judge-model m --judge-prompt none.txt",

@@ -24,6 +24,7 @@ def command(
     reward: str | None = None,
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 1,
     win_rate: str | None = None,
+    reward_model: str | None = None,
     judge: str | None = None,
     judge_model: str | None = None,
     judge_prompt: Path | None = None,
@@ -37,7 +38,7 @@ def command(
 ) -> None:
     """pass@k of a model on a task's held-out prompts, by the unbiased estimator, with a bootstrap interval over prompts.
 
-    With --win-rate OTHER: both models answer, and a judge compares: the task's reward, or a language model.
+    With --win-rate OTHER: both models answer, and a judge compares: the task's reward, a reward model or a language model.
 
     Examples:
       upslope eval runs/demo --task chain_sum -k 4
@@ -51,6 +52,7 @@ def command(
         reward: your own reward, as for train.
         k: completions of which one must pass.
         win_rate: the other model. Each answer of the one meets each answer of the other; with --judge, sample i meets sample i.
+        reward_model: a reward model's folder, whose score decides instead of the reward.
         judge: URL of an OpenAI-compatible API that decides, asked in both orders; its key is read from UPSLOPE_JUDGE_KEY.
         judge_model: name of the judge's model.
         judge_prompt: a file with {prompt}, {first} and {second} that asks the judge for [[A]], [[B]] or [[C]] (a tie).
@@ -62,19 +64,18 @@ def command(
         as_json: print one JSON object.
         set: path=value, as for train; repeatable.
     """
+    from upslope.cli.win_rate import Deciding, play
     from upslope.runs.checkpoint import model_folder
 
     drawn = max(4, k) if samples is None else samples
-    deciding = {"--judge": judge, "--judge-model": judge_model, "--judge-prompt": judge_prompt}
-    check_options(k, drawn, prompts, win_rate, {**deciding, "--out": out})
+    who = Deciding(reward_model, judge, judge_model, judge_prompt)
+    check_options(k, drawn, prompts, win_rate, {**who.options(), "--out": out})
     overrides = (f"eval.prompts={prompts}", f"eval.samples={drawn}", *set)
     given = {"model": model_folder(model), "task": task, "data": data, "reward": reward, "seed": seed}
     config = resolve("reinforce", given, overrides, config=None, out=None, resume=False)
     if win_rate is None:
         return pass_at_k(config, model, sorted({1, k}), temperature, as_json)
-    from upslope.cli.win_rate import play
-
-    return play(config, (model, win_rate), temperature, judge, judge_model, judge_prompt, out, as_json)
+    return play(config, (model, win_rate), who, temperature, out, as_json)
 
 
 def check_options(k: int, samples: int, prompts: int, win_rate: str | None, options: dict[str, object]) -> None:
@@ -100,6 +101,8 @@ def check_options(k: int, samples: int, prompts: int, win_rate: str | None, opti
             raise UsageError(f"eval: {unread[0]} is for a language model as judge: give --judge URL.")
     elif options["--judge-model"] is None:
         raise UsageError("eval: --judge needs the name of the model behind it: give --judge-model NAME.")
+    elif options["--reward-model"] is not None:
+        raise UsageError("eval: --judge and --reward-model both decide which answer is better. Leave one of them out.")
 
 
 def pass_at_k(config: "Config", model: str, ks: list[int], temperature: float, as_json: bool) -> None:
@@ -138,9 +141,12 @@ def _tell(found: "Evaluation", ks: list[int], facts: dict[str, object], as_json:
         print(json.dumps({**facts, **metrics}))
         return
     drawn = f"{metrics['eval/prompts']:.0f} prompts, {facts['samples']} samples each"
-    for k in ks:
+    for k in [k for k in ks if f"eval/pass@{k}" in metrics]:
         value, low, high = (metrics[f"eval/pass@{k}{end}"] for end in ("", "_low", "_high"))
         print(f"pass@{k}  {value:.3f}  [{low:.3f}, {high:.3f}]  ({drawn})")
+    if "eval/reward_low" in metrics:  # nothing says what is solved, as with a reward model alone
+        value, low, high = (metrics[f"eval/reward{end}"] for end in ("", "_low", "_high"))
+        print(f"mean reward  {value:.3f}  [{low:.3f}, {high:.3f}]  ({drawn})")
     if metrics["eval/failed"]:
         reasons = {outcome.failure for outcome in found.outcomes if outcome.failure}
         print(f"{metrics['eval/failed']:.0f} rewards failed and count as not passed, e.g. {sorted(reasons)[0]}")

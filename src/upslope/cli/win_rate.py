@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +14,39 @@ from upslope.rollout import Example, Sampling
 
 if TYPE_CHECKING:
     from upslope.tasks.chat_judge import ChatJudge
-    from upslope.winrate import WinRate
+    from upslope.winrate import PairJudge, WinRate
 
 logger = logging.getLogger("upslope")
 
 
+@dataclass(frozen=True)
+class Deciding:
+    """Who says which answer is better, where it is not the reward: a reward model, or a language model behind an API."""
+
+    reward_model: str | None = None
+    url: str | None = None
+    model: str | None = None
+    question: Path | None = None
+
+    def options(self) -> dict[str, object]:
+        """What was given, by the option's name; None where it was not."""
+        names = ("--reward-model", "--judge", "--judge-model", "--judge-prompt")
+        return dict(zip(names, (self.reward_model, self.url, self.model, self.question), strict=True))
+
+    def open(self, config: Config) -> tuple["PairJudge", str]:
+        """The judge, which replies, and its name. Raises UsageError where it cannot be opened."""
+        if config.reward is not None:
+            option = "--judge" if self.url is not None else "--reward-model"
+            raise UsageError(
+                f"eval: {option} decides which answer is better, so --reward would not be read. Leave it out."
+            )
+        if self.reward_model is not None:
+            return open_scoring(config, self.reward_model), f"reward model {self.reward_model}"
+        return open_chat(self.url or "", self.model or "", self.question), self.model or ""
+
+
 def play(
-    config: Config,
-    names: tuple[str, str],
-    temperature: float,
-    judge: str | None,
-    judge_model: str | None,
-    judge_prompt: Path | None,
-    out: Path | None,
-    as_json: bool,
+    config: Config, names: tuple[str, str], who: Deciding, temperature: float, out: Path | None, as_json: bool
 ) -> None:
     """Both models answer, the judge compares, and the result is printed. `config` opens the task and the first model."""
     from upslope.engines.local import LocalEngine
@@ -36,19 +56,20 @@ def play(
     from upslope.winrate import ByScore, Contender, win_rate
 
     use_threads(config.threads)
-    chat = open_chat(config, judge, judge_model, judge_prompt)
-    task = None
-    if chat is not None and config.data is not None and config.task is None:
-        task = open_prompts(config.data, dict(config.task_settings), None)
+    judge, task = None, None
+    if who != Deciding():
+        judge = who.open(config)
+        if config.data is not None and config.task is None:
+            task = open_prompts(config.data, dict(config.task_settings), None)
     parts = open_parts(config, recipe=None, task=task, policy=None, weights=None)
     try:
+        compare, judged_by = judge or (ByScore(parts.task.judge.score), parts.task.judge.describe())
         ours, theirs = parts.actors.policy, open_other(config, names[1])
-        examples = fitting_both(parts.eval_examples, theirs, parts.max_tokens, names[1])
         found = win_rate(
             Contender(names[0], parts.engine, ours.encode),
             Contender(names[1], LocalEngine(theirs), theirs.encode),
-            chat or ByScore(parts.task.judge.score),
-            examples=examples,
+            compare,
+            examples=fitting_both(parts.eval_examples, theirs, parts.max_tokens, names[1]),
             samples=config.eval.samples,
             sampling=Sampling(parts.max_tokens, temperature, config.top_p, config.top_k, config.stop),
             seed=config.seed,
@@ -57,7 +78,7 @@ def play(
             "model": names[0],
             "against": names[1],
             "task": parts.task.name,
-            "judge": judge_model or parts.task.judge.describe(),
+            "judge": judged_by,
             "samples": config.eval.samples,
         }
     finally:
@@ -70,14 +91,23 @@ def play(
         print("\n".join(lines(found, facts, out)))
 
 
-def open_chat(config: Config, url: str | None, model: str | None, question: Path | None) -> "ChatJudge | None":
-    """The language model that judges; None where the task's reward does."""
-    if url is None:
-        return None
-    if config.reward is not None:
-        raise UsageError(
-            "eval: the answers are judged by --judge, so --reward would not be read. Leave one of them out."
-        )
+def open_scoring(config: Config, name: str) -> "PairJudge":
+    """A reward model, or the newest checkpoint of a run that trained one, as judge."""
+    from upslope.policies.reward_model import RewardModel
+    from upslope.runs.checkpoint import model_folder
+    from upslope.tasks.reward_model import RewardModelJudge
+    from upslope.winrate import ByScore
+
+    options: dict[str, Any] = {"device": config.device, "dtype": config.dtype}
+    try:
+        model = RewardModel.load(model_folder(name), trust_remote_code=config.trust_remote_code, **options)
+    except UsageError as error:
+        raise UsageError(f"--reward-model: {error}") from error
+    return ByScore(RewardModelJudge(model, name, tokens_per_pass=config.tokens_per_pass).score)
+
+
+def open_chat(url: str, model: str, question: Path | None) -> "ChatJudge":
+    """A language model as judge, after one request that it answered."""
     from upslope.tasks.chat_judge import QUESTION, ChatJudge
 
     text = QUESTION
@@ -86,7 +116,7 @@ def open_chat(config: Config, url: str | None, model: str | None, question: Path
             text = question.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"eval: cannot read the judge's question {question}: {error}.") from None
-    chat = ChatJudge(url, model or "", question=text)
+    chat = ChatJudge(url, model, question=text)
     chat.check()
     return chat
 
