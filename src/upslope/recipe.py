@@ -235,11 +235,11 @@ class Recipe(Assembly):
             "row_share": batch.trained.to(batch.dtype) / batch.trained.sum(),
         }
         for index, term in enumerate(self.all_terms()):
-            rows = torch.ones_like(batch.trained) if term.rows is None else term.rows(batch.read_by(term.rows))
-            within = batch.mask & rows.unsqueeze(1)
+            whole = term.rows is None
+            within = batch.mask if whole else batch.mask & term.rows(batch.read_by(term.rows)).unsqueeze(1)
             scale = penalty_scale = torch.zeros_like(batch.logp, dtype=batch.dtype)
-            if within.any():
-                inner = batch.replace(mask=within)
+            if whole or within.any():
+                inner = batch if whole else batch.replace(mask=within)
                 scale = term.aggregate(inner.read_by(term.aggregate))
                 penalty_scale = (
                     scale
@@ -323,13 +323,12 @@ class _Caller:
     """Calls parts of a recipe; those that remember with their state, which is replaced by the one they return."""
 
     def __init__(self, recipe: Recipe, state: State) -> None:
-        self.states = dict(state)
-        self.keys = {id(part): key for key, part in recipe.parts().items()}
+        self.recipe, self.states = recipe, dict(state)
 
     def __call__(self, part: Part, batch: Batch) -> Any:
         if not part.stateful:
             return part(batch.read_by(part))
-        key = self.keys[id(part)]
+        key = next(key for key, held in self.recipe.parts().items() if held is part)
         result, self.states[key] = part(batch.read_by(part), self.states[key])
         return result
 

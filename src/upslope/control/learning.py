@@ -1,17 +1,19 @@
 """Learning from a step's experience by a recipe: credit once, then epochs of mini-batches over transitions or rows."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from upslope.actor_critic.flat import flatten
 from upslope.batch import Batch
 from upslope.collect import seeded
 from upslope.config import OptimizerConfig
 from upslope.control.playing import Played
-from upslope.learner import Learner, NotFiniteError
+from upslope.learner import Learner, MicroBatch, StepResult
 from upslope.parts.steps import Optimizer, StepUpdate
 from upslope.policies.control import ControlPolicy, Critic
 from upslope.recipe import CREDIT_STAGES, Recipe, State
@@ -22,7 +24,7 @@ ALWAYS = frozenset({"weight", "valid"})
 
 
 class StepLearner(Learner):
-    """A Learner with the optimizer that a recipe's part names."""
+    """A Learner with the optimizer that a recipe's part names, on all parameters as one vector: one call for each operation."""
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, part: Optimizer, total_steps: int) -> None:
         config = OptimizerConfig(
@@ -33,16 +35,46 @@ class StepLearner(Learner):
             schedule=part.schedule,
             grad_clip=part.grad_clip,
         )
-        super().__init__(parameters, lr, config, total_steps)
+        self.network = [parameter for parameter in parameters if parameter.requires_grad]
+        self.flat = nn.Parameter(flatten(self.network))
+        super().__init__([self.flat], lr, config, total_steps)
         if part.kind == "adam":
             for group in self.optimizer.param_groups:
                 group["eps"] = part.eps
         elif part.kind == "rmsprop":
             self.optimizer = torch.optim.RMSprop(
-                self.masters, lr=lr, alpha=0.99, eps=part.eps, weight_decay=part.weight_decay
+                [self.flat], lr=lr, alpha=0.99, eps=part.eps, weight_decay=part.weight_decay
             )
         else:
-            self.optimizer = torch.optim.SGD(self.masters, lr=lr, weight_decay=part.weight_decay)
+            self.optimizer = torch.optim.SGD([self.flat], lr=lr, weight_decay=part.weight_decay)
+
+    def learn(self, make: MicroBatch) -> StepResult:
+        """One step down a loss, as `step` takes it: clipped, and left out where the loss or its gradient is not finite."""
+        result = StepResult()
+        loss, stats = make()
+        value = float(loss.detach())
+        if math.isfinite(value):
+            found = torch.autograd.grad(loss, self.network, allow_unused=True, materialize_grads=True)
+            gradient = torch.cat([part.reshape(-1) for part in found])
+            norm = result.grad_norm = float(gradient.norm())
+            if math.isfinite(norm):
+                if norm > self.config.grad_clip:
+                    gradient.mul_(self.config.grad_clip / (norm + 1e-6))
+                result.lr = self.rate()
+                for group in self.optimizer.param_groups:
+                    group["lr"] = result.lr
+                self.flat.grad = gradient
+                self.optimizer.step()
+                self.flat.grad = None
+                self.taken += 1
+            else:
+                result.skipped = f"the gradient's norm is {norm}"
+        else:
+            result.skipped = f"the loss is {value}"
+        names = list(stats)
+        values = torch.stack([stats[name].detach() for name in names]).tolist() if names else []
+        result.stats = dict(zip(names, values, strict=True))
+        return result
 
 
 class StepUpdater:
@@ -118,7 +150,7 @@ class StepUpdater:
 
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
             nonlocal after
-            batch, after = recipe.minibatch(mini.replace(**self._columns(observation, action)), states)
+            batch, after = recipe.minibatch(mini.extended(self._columns(mini, observation, action)), states)
             total, stats = recipe.loss(batch)
             if self.joint:
                 values = self._critic_loss(batch)
@@ -126,7 +158,7 @@ class StepUpdater:
                 stats["critic/loss"] = values.detach()
             return total, stats
 
-        step = self.learner.step([loss])
+        step = self.learner.learn(loss)
         stats = {**step.stats, "grad_norm": step.grad_norm}
         if step.skipped:
             result.skipped.append(step.skipped)
@@ -134,8 +166,11 @@ class StepUpdater:
             stats |= self._critic_step(mini, observation, result)
         return stats, after
 
-    def _columns(self, observation: Tensor, action: Tensor) -> dict[str, Tensor]:
-        """logp, and what else is read under the current networks, with gradient. Observations are [M, D] or [R, T, D]."""
+    def _columns(self, mini: Batch, observation: Tensor, action: Tensor) -> dict[str, Tensor]:
+        """logp, and what else is read under the current networks, with gradient. Observations are [M, D] or [R, T, D].
+
+        One that is not finite shows in the loss or in its gradient.
+        """
         features = self.policy.features(observation)
         found = self.policy.distribution_at(features)
         columns = {"logp": found.log_prob(action)}
@@ -144,10 +179,11 @@ class StepUpdater:
         if self.joint:
             assert self.critic is not None
             columns["value"] = self.critic.at(features) if self.critic.shared else self.critic(observation)
-        for name, column in columns.items():
-            if not bool(column.isfinite().all()):
-                raise NotFiniteError(f"'{name}' of the networks is not finite")
-        return {name: column.unsqueeze(1) if self.rule.transitions else column for name, column in columns.items()}
+        return {name: self._like(mini, column) for name, column in columns.items()}
+
+    def _like(self, mini: Batch, column: Tensor) -> Tensor:
+        """A column as those of the mini-batch are: [M, 1], or [R, T] and 0 where nothing was played."""
+        return column.unsqueeze(1) if self.rule.transitions else torch.where(mini.mask, column, 0.0)
 
     def _critic_loss(self, batch: Batch) -> Tensor:
         part: Any = self.recipe.critic
@@ -160,12 +196,11 @@ class StepUpdater:
         assert critic is not None
 
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
-            value = critic(observation)
-            batch = mini.replace(value=value.unsqueeze(1) if self.rule.transitions else value)
+            batch = mini.extended({"value": self._like(mini, critic(observation))})
             values = self._critic_loss(self.recipe.denominators(batch))
             return values, {"critic/loss": values.detach()}
 
-        step = learner.step([loss])
+        step = learner.learn(loss)
         if step.skipped:
             result.skipped.append(f"critic: {step.skipped}")
         return {**step.stats, "critic/grad_norm": step.grad_norm}

@@ -205,7 +205,7 @@ class ControlPolicy(nn.Module):
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
+        tensors = {name: value.detach().clone() for name, value in self.state_dict().items()}  # they may share memory
         if self.moments is not None:
             tensors |= {"moments.mean": self.moments.mean, "moments.squares": self.moments.squares}
         save_file(tensors, folder / "model.safetensors")
