@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def compare(
 def jobs_of(methods: Sequence[str], out: Path, *, steps: int, seeds: int) -> list[Job]:
     """The finished runs among those that `compare` trains."""
     return [job for job in plan_jobs(methods, seeds, out) if finished(job.folder, steps)]
+
+
+def paragraph(*sentences: str) -> list[str]:
+    """Lines of Markdown."""
+    return textwrap.wrap(" ".join(sentences), 128, break_long_words=False, break_on_hyphens=False)
 
 
 def table(labels: Sequence[str], values: Values, figures: Sequence[str]) -> list[str]:

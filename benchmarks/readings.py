@@ -25,8 +25,8 @@ have become unlikely no longer push. With one update its lead is that of its fix
 told from PPO's clip; `cispo` falls behind at 16 updates, since its clipped tokens keep their gradient. `r2vpo` with our constants
 (its paper gives none) cannot raise its dual variable fast enough within 16 updates. `remix` reuses earlier steps in place of
 sampling; here its steps count as those that sample, so its saving of rollouts does not show, only what staleness costs.""",
-    "teachers": """All methods close most of the distance to the teacher within 60 steps. `vopd` is ahead of `opd` by a little in every
-seed, as less noise should have it; `gkd`, which compares whole distributions, is ahead of both, and quickest. `seqkd`, on the
+    "teachers": """All methods close most of the distance to the teacher within 60 steps. `vopd` is ahead of `opd` by a little in
+every seed, as less noise should have it; `gkd`, which compares whole distributions, is ahead of both, and quickest. `seqkd`, on the
 teacher's own completions, rises as fast at first and then falls back: it imitates the teacher's mistakes at their full rate.
 `g_opd` (lambda = 1.25) goes on rising where `opd` stays, up to the teacher's own level; that it surpasses the teacher did not
 show within 60 steps. `scope_opd` does surpass it, since a verifier tells it which completions to reinforce.""",

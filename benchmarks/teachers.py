@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from arms import compare, course, jobs_of, table, write_figure
+from arms import compare, course, jobs_of, paragraph, table, write_figure
 from readings import READINGS
 
 from upslope.collect import seeded
@@ -86,10 +86,17 @@ def main() -> None:
     }
     lines = ["# Study: learning from a teacher", "", (__doc__ or "").partition("\n\n")[2].strip(), ""]
     lines += [
-        f"{STEPS} steps of {PROMPTS} prompts with {GROUP} completions each (`seqkd`: {PROMPTS * GROUP} completions of the teacher),",
-        f"AdamW at 1e-4, {arguments.seeds} seeds. The teacher itself has pass@1 {score_of(TEACHER):.3f}. pass@1 on 128 held-out sums",
-        "with 8 samples each, at the end and at the best of the evaluations (every 5 steps), and thousands of tokens that the teacher",
-        "scored or wrote. Interquartile mean [95 % interval], differences paired by seed. Only `scope_opd` has a verifier, too.",
+        *paragraph(
+            f"{STEPS} steps of {PROMPTS} prompts with {GROUP} completions each (`seqkd`: {PROMPTS * GROUP}",
+            "completions of the",
+            f"teacher), AdamW at 1e-4, {arguments.seeds} seeds. The teacher itself has pass@1",
+            f"{score_of(TEACHER):.3f}. pass@1 on 128",
+            "held-out sums with 8 samples each, at the end and at the best of the evaluations (every 5 steps),",
+            "and thousands of",
+            "tokens that the teacher scored or wrote. Interquartile mean [95 % interval], differences paired by",
+            "seed. Only",
+            "`scope_opd` has a verifier, too.",
+        ),
         "",
         *table(LABELS, values, ("pass@1", "best pass@1", "teacher tokens / 1000")),
         "",
