@@ -11,7 +11,6 @@ from upslope.report.points import INSTANCES, Point, Verdict, instances, tone_of
 from upslope.report.read import Run
 from upslope.report.text import format_number, format_share, number, plural
 
-
 PASS = "eval/pass@1"
 NAMES = {PASS: "pass@1", "eval/return": "return", "eval/reward": "reward"}
 

@@ -5,6 +5,9 @@ import pytest
 import torch
 
 from upslope import UsageError, make
+from upslope.batch import SOURCES
+from upslope.config import Config, OptimizerConfig
+from upslope.learner import Learner
 from upslope.methods.rlhf.ppo_max import RunningScale
 from upslope.testing import batch_of, value_and_gradient
 
@@ -93,3 +96,77 @@ def test_wrong_settings():
         make("ppo_max", **{"reward.RunningScale.clip": 0.0})
     with pytest.raises(UsageError, match=r"BoundedGAE\(bound=-1\)"):
         make("ppo_max", bound=-1.0)
+
+
+def with_given(seed=2):
+    """Two prompts with two sampled completions and a given one each, off-policy."""
+    batch = batch_of([[1, 0, 3], [2, -1, 0.5]], seed=seed)
+    source = torch.where(torch.arange(6) % 3 == 2, SOURCES.index("teacher"), SOURCES.index("policy"))
+    return batch.replace(old_logp=batch.logp + 0.3 * (batch.entropy - 0.8), source=source)
+
+
+def test_ptx_adds_the_likelihood_of_given_completions():
+    """Value and gradient are those of the sampled rows alone, plus w times the mean of -logp over the given tokens."""
+    batch, off = with_given(), make("ppo_max")
+    on = make("ppo_max", **{"terms[0].coefficient": 0.7})
+    given = (batch.source != 0).unsqueeze(1) & batch.mask
+    (plain, plain_grad), (value, grad) = (value_and_gradient(r, r.prepare(batch)) for r in (off, on))
+    count = int(given.sum())
+    assert float(value - plain) == pytest.approx(float(-0.7 * batch.logp[given].sum() / count))
+    np.testing.assert_allclose(grad - plain_grad, np.where(given, -0.7 / count, 0.0), atol=1e-12)
+    rows = (batch.source == 0).nonzero().squeeze(1)
+    alone = off.prepare(batch.select(rows))
+    torch.testing.assert_close(value_and_gradient(off, alone)[0], plain)
+    assert not plain_grad[given].any()
+
+
+def test_given_completions_are_in_no_moment_and_teach_the_critic_nothing():
+    batch, recipe = with_given(), make("ppo_max", whiten=True)
+    own = batch.source == 0
+    prepared, state = recipe.prepare(batch, recipe.init())
+    alone = recipe.prepare(batch.select(own.nonzero().squeeze(1)))
+    assert state["reward.RunningScale"]["count"] == 4
+    torch.testing.assert_close(prepared.advantage[own], alone.advantage)
+    torch.testing.assert_close(prepared.returns[own], alone.returns)
+    assert not prepared.advantage[~own].any()
+    error = recipe.critic(prepared.replace(value=batch.value))
+    assert not error[~own].any()
+    torch.testing.assert_close(error[own], make("rlhf_ppo").critic(prepared.replace(value=batch.value))[own])
+
+
+@pytest.mark.parametrize(("target", "sign"), [(None, -1), (35.0, -1), (0.1, 1)])
+def test_entropy_loss_is_the_distance_of_the_mean_entropy_to_its_target(target, sign):
+    batch = batch_of([[1, 0, 3], [2, -1]], seed=2)
+    settings = {"regularizer.coefficient": 0.2, **({} if target is None else {"weight.target": target})}
+    on, off = make("ppo_max", **settings), make("ppo_max")
+    mean = float(batch.entropy[batch.mask].mean())
+    value, plain = (float(r.loss(r.prepare(batch))[0]) for r in (on, off))
+    assert value - plain == pytest.approx(0.2 * sign * mean)
+    if target is not None:
+        assert sign * mean == pytest.approx(abs(mean - target) + sign * target)
+    assert "entropy" not in off.needs
+
+
+def test_the_schedule_of_the_authors():
+    """After the warm-up, sqrt(warmup / step) of the rate."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    learner = Learner([weight], 1e-3, OptimizerConfig(schedule="inverse_sqrt", warmup=4), 100)
+    rates = []
+    for _ in range(40):
+        rates.append(learner.rate())
+        learner.step([lambda: (weight.sum(), {})])
+    np.testing.assert_allclose(rates[:5], 1e-3 * np.array([0.2, 0.4, 0.6, 0.8, 1.0]))
+    np.testing.assert_allclose(rates[5:], 1e-3 * np.sqrt(4 / np.arange(5, 40)))
+
+
+def test_every_trick_is_a_setting():
+    make(
+        "ppo_max", scale=False, shift=True, gamma=0.99, lam=0.9, whiten=True, bound=5.0, ratio_low=0.7, ratio_high=1.3,
+        reference_rows=1, group_size=2, minibatches=2, epochs=1, temperature=0.8,
+        **{
+            "reward.RunningScale.clip": 5.0, "reward.KLInReward.beta": 0.02, "critic.clip": 0.1, "weight.target": 35.0,
+            "regularizer.coefficient": 0.01, "terms[0].coefficient": 0.5,
+        },
+    )  # fmt: skip
+    optimizer = {"grad_clip": 0.5, "schedule": "inverse_sqrt", "warmup": 100, "lr": 5e-7, "critic_lr": 1.5e-6}
+    Config(critic_from="reward_model", top_p=0.9, optimizer=OptimizerConfig(**optimizer, betas=(0.9, 0.95)))

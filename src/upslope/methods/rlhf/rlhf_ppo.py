@@ -11,9 +11,11 @@ Differs from ppo_llm:  beta; four passes over each batch, each in one update; th
     are off.
 Limits:  one pass, a clip that never acts, V = 0 and lam = 1 without whitening: reinforce on the score less beta times the
     KL. Its optimum is ref * exp(R / beta) / Z.
-Expects:  a score of any scale, from a verifier or a reward model (--reward FILE.py:FUNCTION). A critic (old_value,
-    value), and a pass of the reference; four passes over every batch, each a forward and a backward pass of all its rows.
-    reward.MissingEnd.penalty and reward.UnitSpread.on switch the options on.
+Expects:  a score of any scale, from a reward model (`upslope train rm --data PAIRS`, then --reward-model RUN) or a verifier. A
+    critic (old_value, value), which starts from the policy, or by critic_from=reward_model from the reward model, if that has the
+    policy's tokens; and a pass of the reference; four passes over every batch, each a forward and a backward pass of all its
+    rows. A reward model scores a completion that was cut off as if it had ended: reward.MissingEnd.penalty takes something off
+    that; reward.UnitSpread.on scales the rewards of tokens.
 Source:  Ziegler et al. 2019 (arXiv:1909.08593), Ouyang et al. 2022 (arXiv:2203.02155); constants as in TRL's PPOTrainer:
     beta 0.05, lam 0.95, clips 0.2, four passes, lr 3e-6.
 Deviations:  TRL adds 0.1 times the critic's loss; here the critic has its own optimizer, for which a factor means nothing
