@@ -42,6 +42,7 @@ class Likelihood(Part):
     """-mean_B w log pi(a|s) of the stored actions; w from the stage `weight`, else 1."""
 
     weighted: ClassVar[bool] = True
+    reads_log: ClassVar[bool] = True
     reads_density: ClassVar[bool] = True
     formula: ClassVar[str] = "- mean [ w log pi(a|s) ],  a as stored"
 
@@ -56,6 +57,7 @@ class Imitation(Part):
 
     reduce_actions: Reduce = "mean"
     weighted: ClassVar[bool] = True
+    reads_log: ClassVar[bool] = True
     formula: ClassVar[str] = "mean [ w {reduce_actions} over A of (pi(s) - a)^2 ],  a as stored"
 
     def __call__(self, m: Minibatch, weight: Tensor | None = None) -> Tensor:
@@ -112,6 +114,7 @@ class ScaledCloning(Part):
     alpha: float = 2.5
     reduce_actions: Reduce = "mean"
     reads_policy_q: ClassVar[bool] = True
+    reads_log: ClassVar[bool] = True
 
     def __call__(self, m: Minibatch, objective: Tensor) -> Tensor:
         assert m.policy_q is not None
@@ -133,6 +136,7 @@ class Cloning(Part):
     normalize: bool = True
     reduce_actions: Reduce = "sum"
     reads_policy_q: ClassVar[bool] = True
+    reads_log: ClassVar[bool] = True
 
     def __call__(self, m: Minibatch, objective: Tensor) -> Tensor:
         assert m.policy_q is not None

@@ -212,6 +212,7 @@ class ConservativeGap(Part):
     temperature: float = 1.0
     lowest: float = -math.inf
     highest: float = math.inf
+    reads_log: ClassVar[bool] = True
     formula: ClassVar[str] = (
         "{coefficient:g} sum over j of mean [ {temperature:g} logsumexp_a Q_j(s, a) - Q_j(s, a_logged) ],  a: 3 x {samples} samples"
     )

@@ -101,7 +101,7 @@ def open_log(path: str, actions: ActionSpec | None) -> Log:
     try:
         arrays = dict(np.load(place, allow_pickle=False)) if place.suffix == ".npz" else load_file(place)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError(f"cannot read the log {path}: {error}.") from None
+        raise UsageError(f"cannot read the log {path}: {getattr(error, 'strerror', None) or error}.") from None
     return _checked(_scaled(_named(arrays, path), actions, path), path)
 
 

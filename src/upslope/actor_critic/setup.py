@@ -78,14 +78,20 @@ class Setting:
 
 def refuse_unread(config: Config) -> None:
     """Raises UsageError naming a setting that this loop does not read and that is not at its default."""
-    default = Config()
-    for f in dataclasses.fields(Config):
-        if f.name not in READ and getattr(config, f.name) != getattr(default, f.name):
-            hint = " Its learning rates are update.actor_lr and update.critic_lr." if f.name == "optimizer" else ""
-            raise UsageError(
-                f"'{config.method}' learns from stored transitions and does not read {f.name}={getattr(config, f.name)!r}. Leave "
-                f"it out.{hint}"
-            )
+    default = Config().to_dict()
+    for name, value in config.to_dict().items():
+        if name in READ or value == default[name]:
+            continue
+        inner = (
+            {f"{name}.{key}": one for key, one in value.items() if one != default[name][key]}
+            if isinstance(value, dict)
+            else {}
+        )
+        listed = ", ".join(f"{key}={one!r}" for key, one in (inner or {name: value}).items())
+        hint = " Its learning rates are update.actor_lr and update.critic_lr." if name == "optimizer" else ""
+        raise UsageError(
+            f"'{config.method}' learns from stored transitions and does not read {listed}. Leave it out.{hint}"
+        )
     if config.device not in ("auto", "cpu"):
         raise UsageError(f"'{config.method}' runs on the CPU; device is {config.device!r}. Set device=cpu.")
 
@@ -107,12 +113,19 @@ def open_run(config: Config, recipe: ActorCritic, task: Any) -> Opened:
         assert evaluation is not None
         log = open_log(config.data, evaluation.actions)
     plays = evaluation is not None and (log is None or rollout.offline_steps is not None)
-    if log is None and (recipe.needs or recipe.critic is None):
-        missing = f"reads {', '.join(sorted(recipe.needs))} of" if recipe.needs else "imitates"
-        raise UsageError(f"'{recipe.name}' {missing} a log: give --data FILE, or a run's folder.")
+    if log is None and (recipe.needs or recipe.any_reads("reads_log")):
+        raise UsageError(
+            f"'{recipe.name}' keeps to the actions of a log: give --data FILE, or the folder of a run that has played."
+        )
     if plays and recipe.needs:
         raise UsageError(
             f"'{recipe.name}' reads {', '.join(sorted(recipe.needs))}, which only a log has. Set rollout.offline_steps=None."
+        )
+    played = config.steps * rollout.steps * rollout.environments
+    if log is None and rollout.warmup >= played > 0:
+        raise UsageError(
+            f"the first rollout.warmup={rollout.warmup} actions are drawn at random, and this run has {played} in all: nothing "
+            f"would be learned. Lower rollout.warmup, or raise --steps ({rollout.steps * rollout.environments} actions each)."
         )
     environments = _environments(config, name, rollout.environments, config.seed) if plays else None
     observations, actions = _spaces(evaluation, log)

@@ -78,14 +78,6 @@ class ActorCriticTrainer(Trainer):
 
     def _without_effect(self) -> list[str]:
         parts, found = self.parts, []
-        rollout: Any = parts.recipe.rollout
-        if parts.environments is not None and parts.log is None:
-            played = self.config.steps * rollout.steps * rollout.environments
-            if rollout.warmup >= played > 0:
-                raise UsageError(
-                    f"the first rollout.warmup={rollout.warmup} actions are drawn at random, and this run has {played} in all: "
-                    f"nothing would be learned. Lower rollout.warmup, or raise --steps ({rollout.steps} actions each)."
-                )
         if parts.log is None and parts.recipe.data.log_share is not None:  # type: ignore[attr-defined]
             found.append("data.log_share without a log (--data): every batch is of what is played")
         return found
@@ -102,13 +94,17 @@ class ActorCriticTrainer(Trainer):
         row |= _means(self._seen)
         row["updates"] = float(parts.learner.updates)
         row["updates_per_second"] = (parts.learner.updates - before) / seconds
-        broken = parts.learner.finite()
+        self._check_finite(step)
+        return row
+
+    def _check_finite(self, step: int) -> None:
+        """Raises UsageError where training has diverged; nothing is saved then."""
+        broken = self.parts.learner.finite()
         if broken is not None:
             raise UsageError(
                 f"step {step}: the weights of the {broken} are not finite: training has diverged. The checkpoint before is whole; "
                 "lower the learning rates (update.critic_lr, update.actor_lr) or the rewards' scale."
             )
-        return row
 
     def _learn(self, step: int) -> dict[str, Any]:
         """As many updates on the log as a step has actions."""
@@ -151,6 +147,7 @@ class ActorCriticTrainer(Trainer):
                 for k in range(per_step):
                     self._update(self._draw(draws), watch=(index * per_step + k + 1) % every == 0)
         except EnvironmentFailure as error:
+            self._check_finite(step)  # an action that is not a number is no fault of the environment's
             self._keep(step, error)
             raise
         row: dict[str, Any] = {"env_steps": float(self._played)}
