@@ -118,3 +118,18 @@ def test_wrong_settings_and_files_are_named(tmp_path):
     (tmp_path / "policy.json").write_text('{"format": "other"}')
     with pytest.raises(UsageError, match="there is no policy"):
         ControlPolicy.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("space", "settings", "shape"), [*CASES, (BOX, MLP(activation="relu", distribution="squashed"), (5, 2))]
+)
+def test_quick_draws_are_those_of_the_distribution(space, settings, shape):
+    torch.manual_seed(0)
+    policy = ControlPolicy(OBSERVATIONS, ActionSpec.of(space), dataclasses.replace(settings, policy_gain=2.0))
+    policy.observe(torch.randn(50, 3) * 3 + 1)
+    quick, slow = (getattr(policy, name)(torch.Generator().manual_seed(1), 20) for name in ("sampler", "torch_sampler"))
+    for seen in torch.randn(20, 5, 3).numpy():
+        one, other = quick(seen), slow(seen)
+        assert one.shape == other.shape == shape
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from upslope.errors import UsageError
 from upslope.parts.network import MLP
+from upslope.policies.acting import numpy_sampler
 from upslope.policies.distributions import (
     Categorical,
     Distribution,
@@ -121,6 +122,10 @@ class ControlPolicy(nn.Module):
             self.moments.update(observation)
             self._set_scale()
 
+    def scaling(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """What is taken off observations and what they are multiplied by, each [D]; None where they are not normalised."""
+        return None if self.moments is None else (self._shift.numpy(), self._scale.numpy())
+
     def set_moments(self, moments: Moments) -> None:
         """Normalises by a copy of these from now on."""
         if self.moments is not None:
@@ -186,6 +191,11 @@ class ControlPolicy(nn.Module):
 
     def sampler(self, generator: torch.Generator, steps: int) -> Callable[[np.ndarray], np.ndarray]:
         """A function from observations [N, D] to drawn actions, for `steps` calls, whose noise is drawn at once."""
+        quick = numpy_sampler(self, generator, steps)
+        return self.torch_sampler(generator, steps) if quick is None else quick
+
+    def torch_sampler(self, generator: torch.Generator, steps: int) -> Callable[[np.ndarray], np.ndarray]:
+        """The same for any network and distribution."""
         noise: Tensor | None = None
         taken = 0
 

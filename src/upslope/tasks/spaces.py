@@ -6,6 +6,7 @@ are plain JSON (`to_dict`), so that a policy is saved without its environment.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -37,7 +38,7 @@ class ObservationSpec:
     leaves: tuple[Leaf, ...]
     nested: bool = False
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Numbers in a flat observation."""
         return sum(leaf.size for leaf in self.leaves)
@@ -156,7 +157,7 @@ class ActionSpec:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Numbers in an action; 1 for a discrete one."""
         return 1 if self.kind == "discrete" else int(np.prod(self.shape, dtype=int))
