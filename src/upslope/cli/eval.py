@@ -3,10 +3,11 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from upslope.cli.returns import policy_folder, print_returns
 from upslope.cli.train import Flag, Repeated, resolve
 from upslope.errors import UsageError
 from upslope.rollout import Example, Sampling
@@ -32,11 +33,12 @@ def command(
     samples: int | None = None,
     prompts: int = 200,
     temperature: float = 1.0,
+    episodes: int = 20,
     seed: int = 0,
     as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False,
     set: Repeated = (),
 ) -> None:
-    """pass@k of a model on a task's held-out prompts, by the unbiased estimator, with a bootstrap interval over prompts.
+    """pass@k on a task's held-out prompts, unbiased, with a bootstrap interval; of a policy for an environment its mean return.
 
     With --win-rate OTHER: both models answer, and a judge compares: the task's reward, a reward model or a language model.
 
@@ -60,22 +62,30 @@ def command(
         samples: completions drawn per prompt; the larger of 4 and k where not given.
         prompts: held-out prompts, at most.
         temperature: of the sampling; 0 is greedy.
+        episodes: played by a policy in its environment, or in --task.
         seed: of task and sampling.
         as_json: print one JSON object.
         set: path=value, as for train; repeatable.
     """
     from upslope.cli.win_rate import Deciding, play
-    from upslope.runs.checkpoint import model_folder
-
+    if (folder := policy_folder(model)) is not None:
+        return print_returns(folder, model, task, episodes, seed, as_json, set)
     drawn = max(4, k) if samples is None else samples
     who = Deciding(reward_model, judge, judge_model, judge_prompt)
     check_options(k, drawn, prompts, win_rate, {**who.options(), "--out": out})
-    overrides = (f"eval.prompts={prompts}", f"eval.samples={drawn}", *set)
-    given = {"model": model_folder(model), "task": task, "data": data, "reward": reward, "seed": seed}
-    config = resolve("reinforce", given, overrides, config=None, out=None, resume=False)
+    config = config_of(model, {"task": task, "data": data, "reward": reward, "seed": seed}, prompts, drawn, set)
     if win_rate is None:
         return pass_at_k(config, model, sorted({1, k}), temperature, as_json)
     return play(config, (model, win_rate), who, temperature, out, as_json)
+
+
+def config_of(model: str, given: dict[str, Any], prompts: int, samples: int, overrides: tuple[str, ...]) -> "Config":
+    """The Config by which a model is evaluated."""
+    from upslope.runs.checkpoint import model_folder
+
+    overrides = (f"eval.prompts={prompts}", f"eval.samples={samples}", *overrides)
+    given = {"model": model_folder(model), **given}
+    return resolve("reinforce", given, overrides, config=None, out=None, resume=False)
 
 
 def check_options(k: int, samples: int, prompts: int, win_rate: str | None, options: dict[str, object]) -> None:
