@@ -44,7 +44,7 @@ def command(
 
     Examples:
       upslope eval runs/demo --task chain_sum -k 4
-      upslope eval runs/demo --win-rate tiny --task chain_sum
+      upslope eval runs/cartpole --episodes 100
       upslope eval ./new --win-rate ./old --data prompts.jsonl --judge http://localhost:8000/v1 --judge-model NAME
 
     Args:
@@ -70,9 +70,8 @@ def command(
     from upslope.cli.win_rate import Deciding, play
     if (folder := policy_folder(model)) is not None:
         return print_returns(folder, model, task, episodes, seed, as_json, set)
-    drawn = max(4, k) if samples is None else samples
     who = Deciding(reward_model, judge, judge_model, judge_prompt)
-    check_options(k, drawn, prompts, win_rate, {**who.options(), "--out": out})
+    drawn = samples_of(k, samples, prompts, win_rate, {**who.options(), "--out": out})
     config = config_of(model, {"task": task, "data": data, "reward": reward, "seed": seed}, prompts, drawn, set)
     if win_rate is None:
         return pass_at_k(config, model, sorted({1, k}), temperature, as_json)
@@ -86,6 +85,13 @@ def config_of(model: str, given: dict[str, Any], prompts: int, samples: int, ove
     overrides = (f"eval.prompts={prompts}", f"eval.samples={samples}", *overrides)
     given = {"model": model_folder(model), **given}
     return resolve("reinforce", given, overrides, config=None, out=None, resume=False)
+
+
+def samples_of(k: int, samples: int | None, prompts: int, win_rate: str | None, options: dict[str, object]) -> int:
+    """How many completions are drawn of each prompt. Raises UsageError as `check_options`."""
+    drawn = max(4, k) if samples is None else samples
+    check_options(k, drawn, prompts, win_rate, options)
+    return drawn
 
 
 def check_options(k: int, samples: int, prompts: int, win_rate: str | None, options: dict[str, object]) -> None:
