@@ -21,7 +21,11 @@ SHOWN = {
     "eval/reward": "held-out reward",
     "eval/loss": "held-out loss",
     "eval/pairs/accuracy": "held-out pair accuracy",
+    "critic_loss": "critic loss",
+    "actor_loss": "actor loss",
+    "q": "Q",
     "entropy": "entropy",
+    "alpha": "temperature",
     "kl": "KL to reference",
     "ratio/clip_fraction": "clipped tokens",
     "groups/zero_variance": "groups without variance",
@@ -30,6 +34,7 @@ SHOWN = {
     "rewards/failed": "rewards failed",
     "tokens_per_second": "tokens/s",
     "steps_per_second": "steps/s",
+    "updates_per_second": "updates/s",
 }
 
 

@@ -11,6 +11,7 @@ from upslope.cli.train import Flag, Repeated, resolve
 from upslope.errors import UsageError
 
 if TYPE_CHECKING:
+    from upslope.assembly import Assembly
     from upslope.config import Config
     from upslope.probe import ProbeResult
     from upslope.recipe import Recipe
@@ -73,11 +74,16 @@ def command(
         print(line)
 
 
-def _sampling(recipe: "Recipe") -> "Recipe":
+def _sampling(recipe: "Assembly") -> "Recipe":
     """The recipe, if it can learn from the sampled rollouts of a task."""
     from upslope.parts.data import FromData
+    from upslope.recipe import Recipe
     from upslope.setup import check_columns
 
+    if not isinstance(recipe, Recipe):
+        raise UsageError(
+            f"probe: '{recipe.name}' learns from stored transitions; probe compares methods that sample completions."
+        )
     if isinstance(recipe.rollout, FromData):
         raise UsageError(
             f"probe: '{recipe.name}' learns from {recipe.rollout.kind} that a file gives; probe compares methods that sample."

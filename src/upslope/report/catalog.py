@@ -72,6 +72,16 @@ CATALOG = (
     Metric(
         r"critic/explained_variance", "Explained variance", "Share of the returns' variance that the critic foretells."
     ),
+    Metric(
+        r"q|target|policy_q", "Values", "Means of Q at stored actions, of its target, and of Q at the policy's actions."
+    ),
+    Metric(
+        r"critic_loss|value_loss", "Losses of the critics", "What is minimized of Q, without penalties, and of V.", 0
+    ),
+    Metric(r"penalty/.+", "Penalties", "What is added to the critics' loss."),
+    Metric(r"actor_loss", "Loss of the actor", "What the policy minimizes; its level says little."),
+    Metric(r"alpha", "Temperature", "What a nat of the policy's entropy is worth.", 0, log=True),
+    Metric(r"weight", "Weight of stored actions", "Mean of what multiplies their log-probs.", 0),
     Metric(r"entropy", "Entropy", "Of the next-token distribution, in nats per token.", 0),
     Metric(r"kl", "KL to the reference", "Estimated divergence per token, in nats.", 0, log=True),
     Metric(
@@ -86,9 +96,10 @@ CATALOG = (
     Metric(r"length/mean", "Completion length", "Mean tokens of a completion.", 0),
     Metric(r"length/truncated", "Truncated completions", "Share that reached the length limit.", 0, 1),
     Metric(r"steps_per_second", "Steps per second", "Of all copies of the environment, learning included.", 0),
+    Metric(r"updates_per_second", "Updates per second", "Of the critics, with the acting between them.", 0),
     Metric(r"tokens_per_second", "Tokens per second", "Of completions, over the time of the whole step.", 0),
 )
-NOT_CHARTED = re.compile(r"step|nonfinite|time/.*")
+NOT_CHARTED = re.compile(r"step|nonfinite|env_steps|updates|time/.*")
 
 
 def charts_of(runs: Mapping[str, Sequence[Run]]) -> list[tuple[Metric, Chart]]:
