@@ -15,7 +15,7 @@ from upslope.rollout import Example, Outcome, Rollouts
 from upslope.setup import check_columns
 from upslope.testing import methods_on_batches
 
-NOT_TRAINED_HERE = {"grpo_guard": "step_size", "reward_model_bt": "value"}
+NOT_TRAINED_HERE = {"grpo_guard": "step_size"}
 """Methods that nothing here trains, and a column of theirs that nothing makes."""
 """Their columns come from a sampler of images."""
 

@@ -9,8 +9,10 @@ from upslope.config import Config
 from upslope.given import GivenCollector
 from upslope.parts.data import FromData
 from upslope.prompts import PromptStream
+from upslope.samples import has_samples
 from upslope.setup import Parts
 from upslope.update import Updater
+from upslope.writers import Writers
 
 
 def open_loop(config: Config, parts: Parts) -> tuple[Any, Updater]:
@@ -18,27 +20,38 @@ def open_loop(config: Config, parts: Parts) -> tuple[Any, Updater]:
     recipe, policy = parts.recipe, parts.actors.policy
     recompute = config.old_logp == "recompute" or (config.old_logp == "auto" and policy.dtype != torch.float32)
     rollout: Any = recipe.rollout
-    replays = rollout.replay > 0
+    kept = rollout.replay > 0 or has_samples(recipe)  # log-probs that the collector gives
     updater = Updater(
         recipe,
         parts.actors,
         tokens_per_pass=config.tokens_per_pass,
-        recompute_old_logp=recompute and not replays,  # an older policy's log-probs cannot be computed again
+        recompute_old_logp=recompute and not kept,  # an older policy's log-probs cannot be computed again
     )
-    stream = PromptStream(parts.train_examples, config.seed)
     if isinstance(rollout, FromData):
-        given = GivenCollector(
-            policy=policy, stream=stream, recipe=recipe, limit=parts.prompt_limit, max_tokens=config.max_tokens
-        )
-        return given, updater
+        return open_given(config, parts, rescore=recompute), updater
     collector = Collector(
         engine=parts.engine,
-        judge=parts.task.judge,
+        judge=parts.judge,
         encode=policy.encode,
-        stream=stream,
+        stream=PromptStream(parts.train_examples, config.seed),
         recipe=recipe,
         limit=parts.prompt_limit,
         tokens_per_pass=config.tokens_per_pass,
-        rescore=recompute and replays,
+        rescore=recompute and kept,
     )
     return collector, updater
+
+
+def open_given(config: Config, parts: Parts, *, rescore: bool = False) -> GivenCollector:
+    """The collector of completions that the data gives, and of samples beside them where the recipe has any."""
+    sampled = has_samples(parts.recipe)
+    return GivenCollector(
+        policy=parts.actors.policy,
+        stream=PromptStream(parts.train_examples, config.seed),
+        recipe=parts.recipe,
+        limit=parts.prompt_limit,
+        max_tokens=config.max_tokens,
+        writers=Writers(parts.actors, parts.engine, tokens_per_pass=config.tokens_per_pass) if sampled else None,
+        judge=parts.judge if sampled else None,
+        rescore=rescore,
+    )

@@ -13,6 +13,7 @@ from upslope.errors import UsageError
 from upslope.progress import View
 from upslope.registry import describe
 from upslope.runs.files import RunError
+from upslope.tasks.reward_model import RewardModelJudge
 from upslope.trainer import Trainer
 
 
@@ -41,6 +42,9 @@ def run_session(config: Config, folder: Path, *, resume: bool, view: View) -> Su
         describe_task = getattr(trainer.parts.task, "describe", None)
         if describe_task is not None:
             view.say(describe_task())
+        judge = trainer.parts.judge
+        if isinstance(judge, RewardModelJudge) and judge.verifier is not None:
+            view.say(f"trained on: {judge.describe()}; the reward above only measures")
         if trainer.step >= config.steps:
             _note(run, "finished", "")  # the run may have been killed between its last checkpoint and its status
             already = f"{folder} has already been trained for {trainer.step} steps. Ask for more with --steps."

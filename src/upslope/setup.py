@@ -1,10 +1,11 @@
 """From a Config to the parts of a run: recipe, task, policy, engine, reference, critic, learners."""
 
+import functools
 import hashlib
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,17 @@ from upslope.parts.data import FromData
 from upslope.parts.sampling import Curriculum
 from upslope.recipe import Part, Recipe
 from upslope.registry import make
+from upslope.reward_models import (
+    SCORE_COLUMNS,
+    check_reward_model,
+    open_judge,
+    open_reward_model,
+    require_kind,
+    trains_reward_model,
+)
 from upslope.rollout import Example
+from upslope.samples import check_samples, has_samples, open_verifier
+from upslope.tasks.reward_model import RewardModelJudge
 from upslope.tasks.scorers import VERDICT_COLUMNS
 from upslope.teaching import comparisons, informing, reads_teacher
 from upslope.threads import use_threads
@@ -34,7 +45,10 @@ EMA_RATE = 0.01  # share of the newest weights in every step, of a teacher that 
 
 @dataclass
 class Parts:
-    """What a run works with. `prompt_limit`: tokens that a prompt may have."""
+    """What a run works with. `prompt_limit`: tokens that a prompt may have.
+
+    judge   scores what is trained on: the task's, which is also the evaluation's, or a reward model; None where nothing is sampled
+    """
 
     recipe: Recipe
     task: Any
@@ -45,6 +59,13 @@ class Parts:
     max_tokens: int
     prompt_limit: int
     fingerprint: str
+    judge: Any = None
+
+    def close(self) -> None:
+        """Ends the workers of the task's judge, and of a judge that is not the task's; a second call does nothing."""
+        self.task.close()
+        if self.judge is not None and self.judge is not self.task.judge:
+            self.judge.close()
 
 
 def open_parts(config: Config, *, recipe: Recipe | None, task: Any, policy: Any, weights: Path | None) -> Parts:
@@ -66,10 +87,14 @@ def open_parts(config: Config, *, recipe: Recipe | None, task: Any, policy: Any,
                 f"'{recipe.name}' has no part for {stage}, which training needs. Add e.g. {DEFAULT_PARTS[stage]}."
             )
     check_columns(recipe)
+    if trains_reward_model(recipe):
+        check_reward_model(recipe, config, task)
+    require_kind(recipe, policy)
     data = _open_completions(config, recipe, task)
-    task = (task if data is not task else None) or _open_task(config, data)
+    learned = open_reward_model(config, recipe)
+    task = (task if data is not task else None) or _open_task(config, data, learned)
     try:
-        actors, fingerprint = _open_actors(config, recipe, policy, weights)
+        actors, fingerprint = _open_actors(config, recipe, policy, weights, learned)
         max_tokens = config.max_tokens or getattr(task, "max_tokens", None) or DEFAULT_MAX_TOKENS
         limit = _limit(actors.policy, max_tokens if data is None else config.max_tokens or 1)
         train = (data or task).examples("train")
@@ -80,7 +105,10 @@ def open_parts(config: Config, *, recipe: Recipe | None, task: Any, policy: Any,
         )
         if long:
             logger.warning("%d held-out prompts are longer than %d tokens and are passed over.", long, eval_limit)
-        return Parts(recipe, task, train, held_out, actors, LocalEngine(actors.policy), max_tokens, limit, fingerprint)
+        verifier = open_verifier(config, recipe, task, train) if has_samples(recipe) else task.judge
+        judge = open_judge(config, learned, verifier, train[0])
+        engine = None if trains_reward_model(recipe) else LocalEngine(actors.policy)
+        return Parts(recipe, task, train, held_out, actors, engine, max_tokens, limit, fingerprint, judge)
     except BaseException:
         task.close()
         raise
@@ -105,8 +133,16 @@ def check_columns(recipe: Recipe) -> None:
     parts = [part for _, part in recipe.stages()]
     sampled = not isinstance(recipe.rollout, FromData)
     made = SAMPLED_COLUMNS if sampled else GIVEN_COLUMNS
-    made = made | SCORED_COLUMNS | MODEL_COLUMNS | recipe.observes().keys() | (VERDICT_COLUMNS if sampled else set())
-    made = made.union(comparisons(recipe), *(part.needs for part in parts if isinstance(part, Measures)))
+    if has_samples(recipe):
+        check_samples(recipe)
+        made |= {"old_logp"}
+    if trains_reward_model(recipe):
+        made = made | SCORE_COLUMNS
+    else:
+        made = (
+            made | SCORED_COLUMNS | MODEL_COLUMNS | recipe.observes().keys() | (VERDICT_COLUMNS if sampled else set())
+        )
+        made = made.union(comparisons(recipe), *(part.needs for part in parts if isinstance(part, Measures)))
     if recipe.critic is not None:
         made |= {"old_value"}
     if any(type(part).alter_prompt is not Part.alter_prompt for part in parts):
@@ -138,11 +174,14 @@ DEFAULT_PARTS = {
 def task_facts(parts: Parts) -> dict[str, Any]:
     """What must be the same when a run is resumed although no setting shows it: the data and the first weights."""
     first = parts.train_examples[0]
-    return {
+    facts = {
         "first example": first.key,
         "training examples": len(parts.train_examples),
         "weights of the model": parts.fingerprint,
     }
+    if isinstance(parts.judge, RewardModelJudge):
+        facts["weights of the reward model"] = weights_fingerprint(parts.judge.model.model)
+    return facts
 
 
 def _open_completions(config: Config, recipe: Recipe, task: Any) -> Any:
@@ -150,25 +189,40 @@ def _open_completions(config: Config, recipe: Recipe, task: Any) -> Any:
     if not isinstance(recipe.rollout, FromData):
         return None
     if getattr(task, "kind", None) == recipe.rollout.kind:
-        return task
+        return _selected(task, recipe.rollout, said=False)
     if config.data is None:
         raise UsageError(
-            f"'{recipe.name}' learns from {recipe.rollout.kind} that a file gives, and samples nothing: give --data FILE. A --task "
-            "beside it is what the run is evaluated on."
+            f"'{recipe.name}' learns from {recipe.rollout.kind} that a file gives: give --data FILE. A --task beside it is what "
+            "the run is evaluated on."
         )
-    if config.reward is not None:
+    if config.reward is not None and not has_samples(recipe):
         raise UsageError(
             f"'{recipe.name}' learns from completions that the data gives, so --reward would not be read. Leave it out."
         )
     from upslope.tasks.completions import open_completions
 
     settings = dict(config.task_settings) if config.task is None else {}
-    return open_completions(config.data, recipe.rollout.kind, settings)
+    opened = open_completions(config.data, recipe.rollout.kind, settings)
+    return _selected(opened, recipe.rollout, said=config.task is not None)
 
 
-def _open_task(config: Config, data: Any) -> Any:
-    """What the run is evaluated on, and trained on unless `data` is given: the named task, the file, or `data` itself."""
+def _selected(data: Any, rollout: FromData, said: bool) -> Any:
+    """The data with the training examples that the recipe selects; `said`: in the log, since another task describes the run."""
+    examples, notes = rollout.select(data.examples("train"))
+    if not notes:
+        return data
+    if said:
+        logger.warning("%s: %s.", data.name, "; ".join(notes))
+    return replace(data, splits={**data.splits, "train": examples}, notes=[*data.notes, *notes])
+
+
+def _open_task(config: Config, data: Any, learned: Any) -> Any:
+    """What the run is evaluated on, and trained on unless `data` is given: the named task, the file, or `data` itself.
+
+    Without a verifier for the file's prompts, the reward model `learned` judges in its place.
+    """
     from upslope.tasks.base import open_task
+    from upslope.tasks.files import open_prompts
 
     if data is not None and config.task is None:
         return data
@@ -176,10 +230,14 @@ def _open_task(config: Config, data: Any) -> Any:
         raise UsageError("no task: give --task NAME (`upslope tasks` lists them) or --data FILE.")
     if data is None and config.task is not None and config.data is not None:
         raise UsageError(f"both task '{config.task}' and data '{config.data}' are given; a run trains on one of them.")
+    if learned is not None and config.task is None and config.reward is None:
+        task = open_prompts(str(config.data), dict(config.task_settings), None)
+        task.judge, task.solved_at = open_judge(config, learned, None), None
+        return task
     return open_task(
         config.task,
         data=config.data if data is None else None,
-        reward=config.reward,
+        reward=config.reward if data is None else None,
         settings=dict(config.task_settings),
         seed=config.seed,
         for_model=config.model,
@@ -190,7 +248,8 @@ def _open_task(config: Config, data: Any) -> Any:
     )
 
 
-def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | None) -> tuple[Actors, str]:
+def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | None, learned: Any) -> tuple[Actors, str]:
+    """The models of a run, and the fingerprint of the one that is trained, as it was at first. `learned`: the reward model."""
     from upslope.policies.language import LanguagePolicy
     from upslope.policies.lora import LoraSettings
     from upslope.policies.scorer import FrozenScorer, reference_of
@@ -204,35 +263,55 @@ def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | No
         "gradient_checkpointing": config.gradient_checkpointing,
         "vocab_chunk": config.vocab_chunk,
     }
+    load = LanguagePolicy.load
+    if trains_reward_model(recipe):
+        from upslope.policies.reward_model import RewardModel
+
+        del options["vocab_chunk"]
+        load = functools.partial(RewardModel.load, new=True)
     _seed(config.seed)
-    initial = policy or LanguagePolicy.load(config.model, lora=lora, **options)
+    initial = policy or load(config.model, lora=lora, **options)
     fingerprint = weights_fingerprint(initial.model)
     actor = initial
     if weights is not None and lora is None:
-        actor = LanguagePolicy.load(str(weights), **options)
+        actor = load(str(weights), **options)
     reference = teacher = None
     if reads_teacher(recipe):
         teacher = _open_teacher(config, recipe, initial, actor, options)
-    if "ref_logp" in recipe.needs:
+    if "ref_logp" in recipe.needs or (has_samples(recipe) and recipe.rollout.sampler == "reference"):  # type: ignore[union-attr]
         reference = reference_of(actor) if actor is initial else FrozenScorer(initial, copy=False)
-    size = sum(parameter.numel() for parameter in actor.model.parameters())
     lr = config.optimizer.lr
     if lr is None:
-        lr = 1e-4 if size < 20e6 else 1e-5 if lora else 1e-6
-    per_step = recipe.update.minibatches * recipe.update.epochs  # type: ignore[union-attr]
-    learner = Learner(actor.parameters(), lr, config.optimizer, config.steps * per_step)
-    actors = Actors(actor, learner, reference, teacher=teacher)
+        size = sum(parameter.numel() for parameter in actor.model.parameters())
+        lr = 1e-4 if size < 20e6 else 1e-5 if lora or trains_reward_model(recipe) else 1e-6
+    steps = config.steps * recipe.update.minibatches * recipe.update.epochs  # type: ignore[union-attr]
+    actors = Actors(actor, Learner(actor.parameters(), lr, config.optimizer, steps), reference, teacher=teacher)
     if recipe.critic is not None:
-        from upslope.policies.critic import LanguageCritic
-
-        actors.critic = LanguageCritic.from_policy(actor)
-        actors.critic_learner = Learner(
-            actors.critic.parameters(),
-            lr if config.optimizer.critic_lr is None else config.optimizer.critic_lr,
-            config.optimizer,
-            config.steps * per_step,
-        )
+        actors.critic = _open_critic(config, actor, learned)
+        critic_lr = lr if config.optimizer.critic_lr is None else config.optimizer.critic_lr
+        actors.critic_learner = Learner(actors.critic.parameters(), critic_lr, config.optimizer, steps)
     return actors, fingerprint
+
+
+def _open_critic(config: Config, policy: Any, learned: Any) -> Any:
+    """A critic that starts from the policy, or from the reward model, which must have the policy's tokens and context."""
+    from upslope.policies.critic import LanguageCritic
+
+    if config.critic_from == "policy":
+        return LanguageCritic.from_policy(policy)
+    require_same_vocabulary(
+        learned.tokenizer,
+        policy.tokenizer,
+        f"the reward model {config.reward_model}",
+        config,
+        "A critic made of it cannot read the model's tokens; set critic_from=policy.",
+    )
+    if learned.context_length < policy.context_length:
+        raise UsageError(
+            f"the reward model {config.reward_model} has a context of {learned.context_length} tokens, the model {config.model} "
+            f"one of {policy.context_length}: a critic made of it would not reach. Set critic_from=policy."
+        )
+    return LanguageCritic.from_reward_model(learned)
 
 
 def _open_teacher(config: Config, recipe: Recipe, initial: Any, policy: Any, options: dict[str, Any]) -> Any:
@@ -254,14 +333,25 @@ def _open_teacher(config: Config, recipe: Recipe, initial: Any, policy: Any, opt
     if name == "ema":
         return AveragingScorer(policy, told[1].rate if told else EMA_RATE)
     teacher = LanguagePolicy.load(name, **options)
-    theirs, ours = teacher.tokenizer.get_vocab(), policy.tokenizer.get_vocab()
+    require_same_vocabulary(
+        teacher.tokenizer,
+        policy.tokenizer,
+        f"the teacher {name}",
+        config,
+        "Its log-probs of the model's tokens mean nothing; take a teacher of the same family.",
+    )
+    return FrozenScorer(teacher, copy=False)
+
+
+def require_same_vocabulary(other: Any, own: Any, who: str, config: Config, consequence: str) -> None:
+    """Raises UsageError where the tokenizer of another model knows other tokens than that of the run's own."""
+    theirs, ours = other.get_vocab(), own.get_vocab()
     if theirs != ours:
         differing = sorted(word for word in theirs.keys() | ours.keys() if theirs.get(word) != ours.get(word))
         raise UsageError(
-            f"the teacher {name} has another vocabulary than the model {config.model}: {len(differing)} words differ, "
-            f"e.g. {differing[0]!r}. Its log-probs of the model's tokens mean nothing; take a teacher of the same family."
+            f"{who} has another vocabulary than the model {config.model}: {len(differing)} words differ, e.g. {differing[0]!r}. "
+            f"{consequence}"
         )
-    return FrozenScorer(teacher, copy=False)
 
 
 def _seed(seed: int) -> None:

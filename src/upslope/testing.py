@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upslope.batch import Batch
+from upslope.batch import SOURCES, Batch
 from upslope.errors import UsageError
 from upslope.recipe import Recipe
 from upslope.registry import HEADINGS, find, list_methods, make
@@ -141,6 +141,9 @@ def check_method(name: str, **columns: Any) -> None:
         check_actor_critic(recipe)
         check_page(name)
         return
+    if "source" in recipe.needs:  # rows of both kinds within the prompts, so that no term is without any
+        rows = torch.arange(sum(map(len, REWARDS)))
+        columns = {"source": torch.where(rows % 3 == 1, SOURCES.index("teacher"), SOURCES.index("policy")), **columns}
     off_policy = batch_of(REWARDS, seed=1, **columns)
     shift = 0.3 * torch.randn(off_policy.logp.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     batch = with_observed(recipe, off_policy.replace(old_logp=off_policy.logp + shift))

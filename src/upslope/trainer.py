@@ -24,6 +24,7 @@ from upslope.runs.signals import GracefulStop
 from upslope.runs.state import rng_state, set_rng_state
 from upslope.selfcheck import Check, self_checks
 from upslope.setup import open_parts, task_facts
+from upslope.tasks.reward_model import mean_score
 
 OnRow = Callable[[int, dict[str, Any]], None]
 
@@ -138,8 +139,16 @@ class Trainer:
         """pass@k on the held-out prompts with the current weights; without a judge, the loss of their given completions."""
         config, parts = self.config, self.parts
         if parts.task.judge is None:
-            return evaluate_given(self.collector, self.updater, parts.eval_examples, self._states, config.seed)
-        return evaluate(
+            return evaluate_given(
+                self.collector,
+                self.updater,
+                parts.eval_examples,
+                self._states,
+                config.seed,
+                state=self._cursor,
+                sampling=self._sampling(),
+            )
+        found = evaluate(
             engine=parts.engine,
             judge=parts.task.judge,
             encode=parts.actors.policy.encode,
@@ -149,11 +158,13 @@ class Trainer:
             solved_at=parts.task.solved_at,
             seed=config.seed,
         )
+        found.metrics.update(mean_score(parts.judge, parts.task.judge, found.examples, found.rollouts.text))
+        return found
 
     def close(self) -> None:
         """Ends the reward workers and gives the run folder back; a second call does nothing."""
         if hasattr(self, "parts"):
-            self.parts.task.close()
+            self.parts.close()
         if self.folder is not None:
             self.folder.close()
 
@@ -177,8 +188,8 @@ class Trainer:
 
     def _train_step(self, step: int) -> dict[str, Any]:
         config, actors = self.config, self.parts.actors
-        if self.parts.task.judge is not None:
-            self.parts.task.judge.step = step
+        if self.parts.judge is not None:
+            self.parts.judge.step = step
         self._prepare_step(step)
         collected, self._cursor = self.collector.collect(
             self._cursor, prompts=config.prompts_per_step, sampling=self._sampling(), key=(config.seed, step)
@@ -239,12 +250,12 @@ class Trainer:
 
     def _notes(self) -> list[Event]:
         """What the judge has to say: warnings of rewards, and what they printed."""
-        take = getattr(self.parts.task.judge, "take_notes", list)
+        take = getattr(self.parts.judge, "take_notes", list)
         return [Event("reward note", note) for note in take()]
 
     def _judge_metrics(self) -> dict[str, float]:
         """Means of what rewards logged beside the score."""
-        take = getattr(self.parts.task.judge, "take_metrics", dict)
+        take = getattr(self.parts.judge, "take_metrics", dict)
         return {f"rewards/{name}/mean": value for name, value in take().items()}
 
     def _evaluate(self, step: int) -> dict[str, Any]:
@@ -348,12 +359,16 @@ class Trainer:
 
 
 def without_effect(recipe: Recipe, max_tokens: int) -> list[str]:
-    """Settings of length that no completion of `max_tokens` can reach, with what to do."""
-    return [
+    """Settings that act on nothing in this run, with what to do: lengths beyond `max_tokens`, a reset of no reference."""
+    never = [
         f"{stage}.max_length={length} is beyond max_tokens={max_tokens}, so it never acts. Set it to {max_tokens}"
         for stage, part in recipe.stages()
         if isinstance(length := getattr(part, "max_length", None), int) and length > max_tokens
     ]
+    every = getattr(recipe.update, "fresh_reference", 0)
+    if every and not recipe.needs & {"ref_logp", "mismatched_ref_logp"}:
+        never.append(f"update.fresh_reference={every}: '{recipe.name}' reads no frozen reference. Set it to 0")
+    return never
 
 
 def _why_empty(events: list[Event], row: Mapping[str, Any]) -> str:

@@ -1,8 +1,10 @@
-"""Which groups a curriculum keeps."""
+"""Which groups a curriculum keeps; what is made anew between iterations."""
 
+import pytest
 import torch
 
-from upslope.parts.sampling import DynamicSampling, Uniform
+from upslope import UsageError
+from upslope.parts.sampling import DynamicSampling, Uniform, Update
 from upslope.testing import batch_of
 
 
@@ -20,3 +22,12 @@ def test_a_failed_reward_does_not_make_a_group_differ():
     assert DynamicSampling().keep(batch_of([[1, 1, 0]]).replace(valid=torch.tensor([True, True, False]))).tolist() == [
         False
     ]
+
+
+def test_the_reference_is_made_anew_after_every_iteration():
+    asked = [Update(fresh_reference=3).before_step(step) for step in range(1, 9)]
+    assert [step for step, names in enumerate(asked, 1) if "reset_reference" in names] == [4, 7]
+    assert not any(Update().before_step(step) for step in range(1, 9))
+    assert Update(fresh_optimizer=True, fresh_reference=1).before_step(2) == {"reset_optimizer", "reset_reference"}
+    with pytest.raises(UsageError, match=r"Update.fresh_reference is -1; it must be at least 0"):
+        Update(fresh_reference=-1)

@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -21,6 +21,7 @@ def command(
     task: str | None = None,
     data: str | None = None,
     reward: str | None = None,
+    reward_model: str | None = None,
     model: str = "tiny",
     teacher: str | None = None,
     seeds: int = 5,
@@ -43,6 +44,7 @@ def command(
         task: a name that `upslope tasks` lists; with methods that learn from --data, what they are evaluated on.
         data: your own data, as for train.
         reward: your own reward, as for train.
+        reward_model: a reward model to train on, as for train; the task's reward is what they are compared by.
         model: tiny, a Hugging Face folder, or a hub id.
         teacher: a model as for --model, for methods that distill; or the policy itself: frozen, live or ema.
         seeds: runs per method.
@@ -55,7 +57,8 @@ def command(
     from upslope.threads import available_cores
 
     _check(methods, parallel)
-    given = {"model": model, "task": task, "data": data, "reward": reward, "teacher": teacher, "steps": steps}
+    given: dict[str, Any] = {"model": model, "task": task, "data": data, "reward": reward, "reward_model": reward_model}
+    given |= {"teacher": teacher, "steps": steps}
 
     def config_of(job: "Job") -> Config:
         overrides = (*set, *job.overrides)
@@ -66,14 +69,16 @@ def command(
         make(job.method, **config_of(job).settings)
     check_jobs(jobs, config_of)
     parallel = parallel or available_cores()
-    options = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    options += [word for override in set for word in ("--set", override)]
-    threads = max(1, available_cores() // parallel)
-    failed = run_jobs(
-        jobs, options, steps=steps, parallel=parallel, threads=threads, say=functools.partial(print, flush=True)
-    )
+    say, threads = functools.partial(print, flush=True), max(1, available_cores() // parallel)
+    failed = run_jobs(jobs, _options(given, set), steps=steps, parallel=parallel, threads=threads, say=say)
     _conclude(jobs, out, task or str(data), steps)
     return 1 if failed else 0
+
+
+def _options(given: dict[str, Any], overrides: tuple[str, ...]) -> list[str]:
+    """The words of train's command line that say the same."""
+    named = {f"--{name.replace('_', '-')}": str(value) for name, value in given.items() if value is not None}
+    return [word for pair in [*named.items(), *(("--set", override) for override in overrides)] for word in pair]
 
 
 def _check(methods: tuple[str, ...], parallel: int | None) -> None:

@@ -145,7 +145,7 @@ def _sample(parts: "Parts", config: "Config", recipe: "Recipe", batches: int) ->
 
     collector = Collector(
         engine=parts.engine,
-        judge=parts.task.judge,
+        judge=parts.judge,
         encode=parts.actors.policy.encode,
         stream=PromptStream(parts.train_examples, config.seed),
         recipe=recipe,

@@ -20,6 +20,7 @@ def command(
     model: str | None = None,
     data: str | None = None,
     reward: str | None = None,
+    reward_model: str | None = None,
     teacher: str | None = None,
     steps: int | None = None,
     seed: int | None = None,
@@ -35,6 +36,8 @@ def command(
       upslope train dr_grpo --data questions.jsonl --reward my_reward.py:score --model ./my-model
       upslope train grpo --task chain_sum --set ratio_high=1.28 --set optimizer.lr=3e-4
       upslope train dpo --data pairs.jsonl --task chain_sum
+      upslope train rm --data pairs.jsonl
+      upslope train rlhf_ppo --task chain_sum --reward-model runs/rm-pairs
       upslope train grpo --out runs/first --resume
 
     Args:
@@ -44,6 +47,8 @@ def command(
         data: JSONL, JSON, CSV or Parquet, or a datasets folder, with the columns of TRL, verl, OpenRLHF or question/answer; pairs,
             labelled completions or demonstrations for methods that learn from them.
         reward: FILE.py:FUNCTION, math, exact or regex:PATTERN; sums as `a.py:f*0.5+exact*1.0`.
+        reward_model: a reward model to train on, as `upslope train rm` makes them: a folder, a run's folder (its newest checkpoint)
+            or a hub id. The task's reward then only measures; --data needs none.
         teacher: a model as for --model, for methods that distill; or the policy itself: frozen, live or ema.
         steps: optimizer steps' worth of rollouts to train for.
         seed: seed of prompts, sampling and initial adapters.
@@ -57,6 +62,7 @@ def command(
         "model": model,
         "data": data,
         "reward": reward,
+        "reward_model": reward_model,
         "teacher": teacher,
         "steps": steps,
         "seed": seed,

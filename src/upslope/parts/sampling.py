@@ -74,23 +74,27 @@ class Update(Part):
     """How often a step's rollouts are used: `epochs` passes, each in `minibatches` optimizer steps.
 
     Mini-batches keep groups whole and have their own denominators; advantages are those of the whole batch.
-    `fresh_optimizer` makes the optimizer forget its moments before every step of the run.
+    `fresh_optimizer` makes the optimizer forget its moments before every step of the run. `fresh_reference`: the steps of an
+    iteration, after each of which the reference becomes the policy as it is; 0: it stays what it was at first.
     """
 
     minibatches: int = 1
     epochs: int = 1
     fresh_optimizer: bool = False
+    fresh_reference: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("minibatches", "epochs"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"Update.{name} is {getattr(self, name)}; it must be at least 1.")
+        for name, least in (("minibatches", 1), ("epochs", 1), ("fresh_reference", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"Update.{name} is {getattr(self, name)}; it must be at least {least}.")
 
     def before_step(self, step: int) -> frozenset[str]:
         """What is done before a step (from 1): "reset_optimizer" forgets its moments, "reset_reference" makes the reference
         the policy as it is.
         """
-        return frozenset({"reset_optimizer"} if self.fresh_optimizer else ())
+        begins = self.fresh_reference > 0 and step > 1 and (step - 1) % self.fresh_reference == 0
+        asked = {"reset_optimizer": self.fresh_optimizer, "reset_reference": begins}
+        return frozenset(name for name, wanted in asked.items() if wanted)
 
     def recipe_at(self, recipe: Recipe, step: int) -> Recipe:
         """The recipe of a step (from 1): it may differ from the run's in the settings of `rollout` and `update`."""

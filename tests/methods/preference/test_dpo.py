@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import minimize
 
 from upslope import make
-from upslope.parts.preference import PreferenceLoss
+from upslope.parts.sampling import Sample
 from upslope.testing import batch_of, finite_differences, value_and_gradient
 
 
@@ -118,8 +118,23 @@ def test_is_logistic_regression_on_differences_of_log_ratios():
     assert np.abs(finite_differences(ours, fitted)).max() < 1e-4
 
 
-def test_online_it_pairs_by_reward():
+@pytest.mark.parametrize("name", ["dpo", "ipo", "simpo"])
+def test_online_it_pairs_by_reward(name):
     batch = batch_of([[1, 0], [0, 1]], seed=2)
-    online = make("dpo", surrogate=PreferenceLoss(pairs="reward"))
-    assert torch.equal(online(batch)[0], make("dpo")(batch)[0])
+    online = make(f"{name}@online")
+    assert torch.equal(online(batch)[0], make(name)(batch)[0])
     assert "label" not in online.needs
+    assert isinstance(online.rollout, Sample)
+    by_hand = make(name, rollout="grpo", pairs="reward")
+    assert by_hand.parts() == online.parts(), "a preset, and two settings"
+    equal = online.prepare(batch.replace(reward=torch.ones(4).double()))
+    loss, gradient = value_and_gradient(online, equal)
+    assert float(loss) == 0.0, "equal rewards make no pair"
+    assert not gradient.any()
+
+
+def test_an_iteration_is_a_setting():
+    recipe = make("dpo@iterative")
+    assert recipe.replace(update=make("dpo").update).parts() == make("dpo@online").parts()
+    assert recipe.update.fresh_reference == 20
+    assert make("dpo", fresh_reference=5).update.fresh_reference == 5, "of given pairs, too"

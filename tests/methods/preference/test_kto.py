@@ -121,3 +121,26 @@ def test_one_prompt_per_step_is_refused(toy, labels):
         trainer(toy, labels, steps=1, prompts_per_step=1) as one,
     ):
         one.train()
+
+
+def test_online_a_completion_is_desirable_by_its_reward():
+    batch = batch_of([[1, 0.5, 0.6], [0, 0, 2]], seed=3)
+    online = make("kto@online")
+    labelled = batch.replace(label=torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0]).double())
+    for one, other in zip(
+        value_and_gradient(online, online.prepare(batch.replace(label=None))),
+        value_and_gradient(make("kto"), make("kto").prepare(labelled)),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+    assert "label" not in online.needs
+    assert make("kto@online", above=0.9).weight[0].above == 0.9
+
+
+def test_its_objective_reads_as_what_it_is():
+    lines = make("kto@online").objective()
+    assert lines[0].startswith("loss = mean over sequences of [ 1.0 (1 - sigma(0.1 (s - z0)))"), "no weight, no ratio"
+    assert lines[1:] == [
+        "  label = 1 where reward > 0.5, else 0",
+        "  z0 = max(0, mean over rows of the sum of mismatched_logp - mismatched_ref_logp)",
+    ]

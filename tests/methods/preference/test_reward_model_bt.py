@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from upslope import Batch, Trainer, UsageError, make
+from upslope import Batch, UsageError, make
 from upslope.parts.preference import PreferenceLoss
 from upslope.testing import batch_of, finite_differences
 
@@ -79,11 +79,14 @@ def test_recovers_linear_rewards_up_to_a_shift():
     assert float(weights[3].detach()) == 0, "the shift is not determined, so nothing moves it"
 
 
-def test_training_it_is_refused(toy, tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 4)
-    with pytest.raises(UsageError, match=r"reads 'value'.*It cannot be trained here"):
-        Trainer("reward_model_bt", model=toy, data=str(path), steps=1)
+def test_margins_from_scores():
+    """A pair whose scores lie 0.6 apart, with score_margin = 0.5, is one with a margin of 0.3."""
+    scored = pair([1.2, 0.5], reward=[0.8, 0.2])
+    assert float(make("reward_model_bt", score_margin=0.5)(scored)[0]) == pytest.approx(0.513015, abs=5e-7)
+    assert float(make("reward_model_bt", margin=0.1, score_margin=0.5)(scored)[0]) == pytest.approx(
+        loss_of([1.2, 0.5], margin=0.4)
+    )
+    assert "reward" not in make("reward_model_bt").needs
 
 
 def test_a_negative_centering_is_refused():

@@ -54,3 +54,36 @@ def test_soft_preferences_over_sampled_completions(toy):
         rows = trainer.train().rows
     assert {"pairs/accuracy", "pairs/margin", "pairs/paired"} <= rows[-1].keys()
     assert rows[-1]["pairs/paired"] == 1.0, "equal rewards make pairs, too"
+
+
+class Characters(Letters):
+    """The share of whole characters in what random bytes decode to: from the start there are many, and many are not."""
+
+    def score(self, examples, texts, ids=None):
+        return [Outcome(1 - text.count("\ufffd") / max(len(text), 1)) for text in texts]
+
+
+@pytest.mark.parametrize("name", ["dpo@online", "dpo@iterative", "ipo@online", "simpo@online", "kto@online"])
+def test_online_forms_learn_from_rewards(toy, name):
+    settings = {**SMALL, "steps": 12, "prompts_per_step": 8, "optimizer": {"lr": 1e-2}}
+    settings |= {"fresh_reference": 4} if name == "dpo@iterative" else {}
+    with Trainer(name, model=toy, task=Characters(), **settings) as trainer:
+        rows = trainer.train().rows
+        anew = trainer._reference_reset
+    assert rows[-1]["reward"] > rows[1]["reward"] + 0.1
+    assert anew == (name == "dpo@iterative")
+    assert all(row["sampler_gap/max"] < 1e-3 for row in rows[1:])
+
+
+def test_a_reset_of_no_reference_is_said(toy):
+    said = []
+    with Trainer(
+        "simpo@online",
+        model=toy,
+        task=Letters(),
+        fresh_reference=2,
+        on_event=lambda step, event: said.append(event),
+        **SMALL,
+    ) as trainer:
+        trainer.train()
+    assert "update.fresh_reference=2: 'simpo@online' reads no frozen reference" in said[0].message

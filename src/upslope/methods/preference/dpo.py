@@ -9,10 +9,13 @@ Limits:  at the reference every pair costs log 2. With the labels of a Bradley-T
     without an intercept on the difference of s. surrogate.divergence and surrogate.alpha change s into f'(exp(s)), for other
     f-divergences than the reverse KL: alpha=1 is the forward KL, divergence="js" Jensen-Shannon.
 Expects:  data with prompt, chosen, rejected, of which both completions are likely under the reference: it is trained on chosen
-    first. Both completions of a prompt are one tree, so the prompt is computed once. pairs="reward" with a rollout that
-    samples makes it online: completions of the policy, paired by the task's verifier.
+    first. Both completions of a prompt are one tree, so the prompt is computed once.
+    `dpo@online`: eight completions of the policy, paired by the task's reward, in the place of data; prompts whose completions
+    earn the same are in no pair. `dpo@iterative`: the same, and every update.fresh_reference steps the reference becomes the
+    policy as it is; that setting makes an iteration of given pairs, too. update.minibatches are the optimizer's steps on each.
 Source:  Rafailov et al. 2023 (arXiv:2305.18290), eq. 7; trainers.py of the authors. beta 0.1, AdamW or RMSprop at 5e-7.
-    Divergences: Wang et al. 2023 (arXiv:2309.16240); TRL's f_alpha_divergence_coef is 1 - alpha.
+    Divergences: Wang et al. 2023 (arXiv:2309.16240); TRL's f_alpha_divergence_coef is 1 - alpha. Online: Guo et al. 2024
+    (arXiv:2402.04792), two completions and a judge; iterative: Yuan et al. 2024 (arXiv:2401.10020), three iterations.
 Deviations:  none known; value and gradient equal those of TRL 1.16 (loss_type="sigmoid"), with every divergence. The length of
     a completion is not divided out. Of a soft label p both directions count, with weights p and 1 - p.
 Not this:  simpo has no reference and divides by the length; ipo has a squared loss. The probability of the preferred completion
@@ -22,9 +25,9 @@ Not this:  simpo has no reference and divides by the length; ipo has a squared l
 from upslope.parts.aggregate import GroupSum
 from upslope.parts.data import FromData
 from upslope.parts.preference import PreferenceLoss
-from upslope.parts.sampling import Uniform, Update
+from upslope.parts.sampling import Sample, Uniform, Update
 from upslope.recipe import Recipe
-from upslope.registry import method
+from upslope.registry import method, preset
 
 
 @method(paper="2305.18290", title="Direct Preference Optimization: Your Language Model is Secretly a Reward Model")
@@ -36,3 +39,13 @@ def dpo() -> Recipe:
         aggregate=GroupSum(),
         update=Update(),
     )
+
+
+@preset("online", version="arXiv:2402.04792")
+def dpo_online() -> Recipe:
+    return dpo().replace(rollout=Sample(group_size=8), surrogate=PreferenceLoss(beta=0.1, pairs="reward"))
+
+
+@preset("iterative", version="arXiv:2401.10020")
+def dpo_iterative() -> Recipe:
+    return dpo_online().replace(update=Update(fresh_reference=20))
