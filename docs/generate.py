@@ -58,6 +58,9 @@ FAMILIES = {
     "supervised": "Supervised",
     "hybrid": "Demonstrations and rewards together",
     "rlhf": "Reinforcement learning from human feedback",
+    "control": "Control on-policy",
+    "offpolicy": "Control from a replay buffer",
+    "offline": "Control from a log",
 }
 
 
