@@ -78,7 +78,7 @@ def test_resumed_bit_for_bit(toy, pairs, tmp_path):
     ("method", "settings", "says"),
     [
         ("dpo", {}, "give --data FILE"),
-        ("dpo", {"data": "pairs.jsonl", "reward": "exact"}, "--reward would not be read"),
+        ("dpo", {"data": "pairs.jsonl", "reward": "exact", "task": "chain_sum"}, "--reward would not be read"),
         ("grpo", {"data": "pairs.jsonl", "task": "chain_sum"}, "both task 'chain_sum' and data"),
     ],
 )

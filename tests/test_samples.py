@@ -245,9 +245,9 @@ def test_a_run_whose_samples_a_reward_judges(toy, demos, reward):
     with Trainer(rl_beside_demonstrations(), model=toy, data=str(demos), reward=reward, steps=3, **SMALL) as trainer:
         rows = trainer.train().rows
         judge = trainer.parts.judge
-        assert trainer.parts.task.judge is None, "the held-out completions are what it is evaluated on"
+        assert trainer.parts.task.judge is judge, "it judges answers to held-out prompts, too"
     assert all("reward" in row and "rewards/failed" in row for row in rows[1:])
-    assert "eval/loss" in rows[-1]
+    assert "eval/pass@1" in rows[-1]
     assert judge.pool.closed
 
 
@@ -256,10 +256,8 @@ def test_a_reward_with_reference_answers(toy, demos, tmp_path):
         assert trainer.parts.judge.reference(trainer.parts.train_examples[0]) == "a"
     path = tmp_path / "without.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"p{i}", "completion": "ab"}) + "\n" for i in range(20)))
-    with pytest.raises(
-        UsageError, match=r"the reward exact compares with a reference answer.*its columns: prompt, completion"
-    ):
-        Trainer(rl_beside_demonstrations(), model=toy, data=str(path), reward="exact", steps=1, **SMALL)
+    with Trainer(rl_beside_demonstrations(), model=toy, data=str(path), reward="exact", steps=1, **SMALL) as trainer:
+        assert trainer.parts.judge.reference(trainer.parts.train_examples[0]) == "ab", "the demonstration itself"
 
 
 def test_the_reference_writes_and_is_made_anew(toy, pairs):
@@ -291,7 +289,9 @@ def test_refused(toy, pairs, demos):
         UsageError, match=r"reads the rewards of what it samples beside given completions: give --reward"
     ):
         Trainer(rl_beside_demonstrations(), model=toy, data=str(demos), **SMALL)
-    with pytest.raises(UsageError, match=r"--reward would not be read"):
+    with pytest.raises(
+        UsageError, match=r"exact compares with a reference answer.*its columns: prompt, chosen, rejected"
+    ):
         Trainer("dpo", model=toy, data=str(pairs), reward="exact", **SMALL)
 
 

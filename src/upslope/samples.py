@@ -42,7 +42,7 @@ def open_verifier(config: Config, recipe: Recipe, task: Any, examples: Sequence[
     None: nobody does. Raises UsageError where the recipe reads rewards and there is nobody to give them.
     """
     if config.reward is not None:
-        return _open_reward(config, examples)
+        return open_reward(config, examples) if task.judge is None or config.task is not None else task.judge
     if not reads_samples(recipe):
         return None
     if task.judge is None:
@@ -53,28 +53,33 @@ def open_verifier(config: Config, recipe: Recipe, task: Any, examples: Sequence[
     return task.judge
 
 
-def _open_reward(config: Config, examples: Sequence[Example]) -> Any:
-    """A judge by --reward, of the data's rows. Their reference answer is the first column that is named like one."""
+def open_reward(config: Config, examples: Sequence[Example]) -> Any:
+    """A judge by --reward, of rows with given completions.
+
+    Their reference answer is the first column that is named like one; without one, of a demonstration, its completion.
+    """
     from upslope.tasks.judge import Judge
     from upslope.tasks.rewards import parse_reward
 
     columns = tuple(dict.fromkeys(name for example in examples for name in example.data if name != "completions"))
     named = [name for name in (*REFERENCES, VERL_REFERENCE) if name != "label"]
     key = next((name for name in named if dig(examples[0].data, name) is not None), None)
+
+    def reference(example: Example) -> Any:
+        given = example.data["completions"]
+        if key is None and len(given) == 1 and given[0].label == 1 and isinstance(given[0].text, str):
+            return given[0].text
+        return None if key is None else dig(example.data, key)
+
     parts = parse_reward(config.reward)  # type: ignore[arg-type]
     for part in parts:
-        if part.needs_reference and (key is None or any(dig(example.data, key) is None for example in examples)):
+        if part.needs_reference and any(reference(example) is None for example in examples):
             raise UsageError(
                 f"the reward {part.name} compares with a reference answer, but {config.data} has none in every row"
                 f"{f' ({key})' if key else ''}; its columns: {', '.join(columns)}. Fill it in, or give a function: "
                 "--reward FILE.py:FUNCTION."
             )
-    judge = Judge(
-        parts,
-        reference=lambda example: None if key is None else dig(example.data, key),
-        timeout=config.reward_timeout,
-        workers=config.reward_workers,
-    )
+    judge = Judge(parts, reference=reference, timeout=config.reward_timeout, workers=config.reward_workers)
     try:
         judge.check(columns, str(config.data))
     except BaseException:

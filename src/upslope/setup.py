@@ -5,7 +5,7 @@ import hashlib
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from upslope.reward_models import (
 )
 from upslope.rollout import Example
 from upslope.samples import check_samples, has_samples, open_verifier
+from upslope.sources import open_sources
 from upslope.tasks.reward_model import RewardModelJudge
 from upslope.tasks.scorers import VERDICT_COLUMNS
 from upslope.teaching import comparisons, informing, reads_teacher
@@ -90,16 +91,15 @@ def open_parts(config: Config, *, recipe: Recipe | None, task: Any, policy: Any,
     if trains_reward_model(recipe):
         check_reward_model(recipe, config, task)
     require_kind(recipe, policy)
-    data = _open_completions(config, recipe, task)
     learned = open_reward_model(config, recipe)
-    task = (task if data is not task else None) or _open_task(config, data, learned)
+    data, task = open_sources(config, recipe, task, learned)
     try:
         actors, fingerprint = _open_actors(config, recipe, policy, weights, learned)
         max_tokens = config.max_tokens or getattr(task, "max_tokens", None) or DEFAULT_MAX_TOKENS
         limit = _limit(actors.policy, max_tokens if data is None else config.max_tokens or 1)
         train = (data or task).examples("train")
         fitting(train, actors.policy.encode, limit, 1, "training")
-        eval_limit = limit if task is data else _limit(actors.policy, max_tokens)
+        eval_limit = limit if task.judge is None else _limit(actors.policy, max_tokens)
         held_out, long = fitting(
             task.examples("eval"), actors.policy.encode, eval_limit, config.eval.prompts, "held-out"
         )
@@ -182,70 +182,6 @@ def task_facts(parts: Parts) -> dict[str, Any]:
     if isinstance(parts.judge, RewardModelJudge):
         facts["weights of the reward model"] = weights_fingerprint(parts.judge.model.model)
     return facts
-
-
-def _open_completions(config: Config, recipe: Recipe, task: Any) -> Any:
-    """The data of a recipe that learns from given completions; None for one that samples them."""
-    if not isinstance(recipe.rollout, FromData):
-        return None
-    if getattr(task, "kind", None) == recipe.rollout.kind:
-        return _selected(task, recipe.rollout, said=False)
-    if config.data is None:
-        raise UsageError(
-            f"'{recipe.name}' learns from {recipe.rollout.kind} that a file gives: give --data FILE. A --task beside it is what "
-            "the run is evaluated on."
-        )
-    if config.reward is not None and not has_samples(recipe):
-        raise UsageError(
-            f"'{recipe.name}' learns from completions that the data gives, so --reward would not be read. Leave it out."
-        )
-    from upslope.tasks.completions import open_completions
-
-    settings = dict(config.task_settings) if config.task is None else {}
-    opened = open_completions(config.data, recipe.rollout.kind, settings)
-    return _selected(opened, recipe.rollout, said=config.task is not None)
-
-
-def _selected(data: Any, rollout: FromData, said: bool) -> Any:
-    """The data with the training examples that the recipe selects; `said`: in the log, since another task describes the run."""
-    examples, notes = rollout.select(data.examples("train"))
-    if not notes:
-        return data
-    if said:
-        logger.warning("%s: %s.", data.name, "; ".join(notes))
-    return replace(data, splits={**data.splits, "train": examples}, notes=[*data.notes, *notes])
-
-
-def _open_task(config: Config, data: Any, learned: Any) -> Any:
-    """What the run is evaluated on, and trained on unless `data` is given: the named task, the file, or `data` itself.
-
-    Without a verifier for the file's prompts, the reward model `learned` judges in its place.
-    """
-    from upslope.tasks.base import open_task
-    from upslope.tasks.files import open_prompts
-
-    if data is not None and config.task is None:
-        return data
-    if config.task is None and config.data is None:
-        raise UsageError("no task: give --task NAME (`upslope tasks` lists them) or --data FILE.")
-    if data is None and config.task is not None and config.data is not None:
-        raise UsageError(f"both task '{config.task}' and data '{config.data}' are given; a run trains on one of them.")
-    if learned is not None and config.task is None and config.reward is None:
-        task = open_prompts(str(config.data), dict(config.task_settings), None)
-        task.judge, task.solved_at = open_judge(config, learned, None), None
-        return task
-    return open_task(
-        config.task,
-        data=config.data if data is None else None,
-        reward=config.reward if data is None else None,
-        settings=dict(config.task_settings),
-        seed=config.seed,
-        for_model=config.model,
-        timeout=config.reward_timeout,
-        workers=config.reward_workers,
-        eval_size=max(config.eval.prompts, 1) if config.task else None,
-        solved_at=config.eval.solved_at,
-    )
 
 
 def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | None, learned: Any) -> tuple[Actors, str]:

@@ -10,6 +10,7 @@ import torch
 
 from upslope.assembly import Assembly
 from upslope.config import FREE_ON_RESUME, Config, config_from
+from upslope.embedded import with_embedded
 from upslope.errors import UsageError
 from upslope.evaluate import Evaluation, evaluate
 from upslope.given import evaluate_given
@@ -390,4 +391,6 @@ def _config(method: str | Assembly, task: Any, model: Any, settings: Mapping[str
         values["task"] = task
     if isinstance(model, str):
         values["model"] = model
-    return config_from(values, where="Trainer")
+    config = config_from(values, where="Trainer")
+    named = all(one is None or isinstance(one, str) for one in (task, model)) and isinstance(method, str)
+    return with_embedded(config) if named else config

@@ -101,7 +101,10 @@ def resolve(
         values.pop("task", None)
     if "task" in options and "data" not in options:
         values.pop("data", None)
-    resolved = config_from(merge_overrides({**values, **options}, overrides), where=str(config) if config else "train")
+    merged = config_from(merge_overrides({**values, **options}, overrides), where=str(config) if config else "train")
+    from upslope.embedded import with_embedded
+
+    resolved = with_embedded(merged)
     if resolved.task is None and resolved.data is None:
         raise UsageError("no task: give --task NAME (`upslope tasks` lists them) or --data FILE.")
     return resolved

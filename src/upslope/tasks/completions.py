@@ -73,7 +73,7 @@ class CompletionData:
                 otherwise one. The rest of `data` are the row's columns
     settings    what it was opened with, as plain JSON
     notes       what is worth a line in the log: the columns that were recognized, rows that were left out, the split
-    judge       None: nothing is sampled, nothing judged
+    judge       of completions that a run samples to held-out prompts; None: nothing is sampled, nothing judged
     """
 
     name: str
@@ -82,17 +82,19 @@ class CompletionData:
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     solved_at: float = 1.0
-    judge: None = None
+    judge: Any = None
 
     def examples(self, split: Split) -> Sequence[Example]:
         return self.splits[split]
 
     def describe(self) -> str:
-        """The notes, one fact per line."""
-        return "\n".join(self.notes)
+        """The notes, and how answers to held-out prompts are verified; one fact per line."""
+        return "\n".join([*self.notes, *([] if self.judge is None else [f"reward: {self.judge.describe()}"])])
 
     def close(self) -> None:
-        """Nothing to end; tasks have it."""
+        """Ends the judge's workers, where there is one."""
+        if self.judge is not None:
+            self.judge.close()
 
     def __enter__(self) -> "CompletionData":
         return self

@@ -16,13 +16,14 @@ from typing import Any
 
 from upslope.errors import UsageError
 from upslope.rollout import Example, Message
-from upslope.tasks.base import Task
+from upslope.tasks.base import ASSETS, Task
 from upslope.tasks.columns import Layout, detect_layout
 from upslope.tasks.holdout import is_held_out
 from upslope.tasks.judge import Judge
 from upslope.tasks.rewards import RewardSpec, parse_reward
 from upslope.tasks.rows import Row, counted, given_rows, read_rows
 
+EMBEDDED = {"tiny-preferences": ASSETS / "tiny" / "preferences.jsonl"}  # data in the package, by name
 SETTINGS = ("input_key", "label_key", "eval_data")
 EVAL_NAMES = frozenset({"eval", "evaluation", "validation", "valid", "val", "dev", "test"})
 LEAST_SHARE, ENOUGH = 0.05, 128  # of the rows that are held out, at least
@@ -101,6 +102,8 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def read(data: Data) -> tuple[str, list[Row]]:
     if isinstance(data, str | os.PathLike):
+        if os.fspath(data) in EMBEDDED:
+            return os.fspath(data), read_rows(str(EMBEDDED[os.fspath(data)]))
         path = os.path.abspath(os.path.expanduser(os.fspath(data)))
         return os.path.basename(path), read_rows(path)
     return "data", given_rows(data)

@@ -1,0 +1,34 @@
+"""What stands in for what a run of the embedded model does not name: its preference pairs, its task, its teacher."""
+
+from dataclasses import replace
+from typing import Any
+
+from upslope.config import Config
+from upslope.parts.data import FromData
+from upslope.recipe import Recipe
+from upslope.registry import find, make
+from upslope.reward_models import trains_reward_model
+from upslope.teaching import informing, reads_teacher
+
+MODEL, TEACHER, TASK, PAIRS = "tiny", "tiny-teacher", "chain_sum", "tiny-preferences"
+
+
+def with_embedded(config: Config) -> Config:
+    """The config with the data and the teacher of the embedded model, where it trains that and names none.
+
+    A method that learns from given completions gets the shipped pairs, evaluated on sums; one that distills from a teacher gets
+    the model's stronger sibling. Raises UsageError for an unknown method.
+    """
+    if config.model != MODEL:
+        return config
+    recipe = make(config.method, **config.settings)
+    if not isinstance(recipe, Recipe):
+        return config
+    changes: dict[str, Any] = {}
+    if isinstance(recipe.rollout, FromData) and config.data is None and config.task in (None, TASK):
+        evaluated = None if trains_reward_model(recipe) or config.reward else TASK
+        changes |= {"data": PAIRS, "task": config.task or evaluated}
+    asks = config.teacher is None and reads_teacher(recipe) and informing(recipe) is None
+    if asks and find(config.method).family == "distill":  # elsewhere it is another model: a soup, what was fine-tuned
+        changes["teacher"] = TEACHER
+    return replace(config, **changes)
