@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 
 import pytest
 import torch
@@ -20,16 +21,20 @@ from upslope.runs.metrics import read_metrics
 from upslope.session import run_session
 from upslope.tasks.reward_model import RewardModelJudge
 
-SMALL = {"max_tokens": 8, "eval": {"prompts": 8, "every": 0, "samples": 2}, "prompts_per_step": 8, "threads": 1}
+SMALL = {"max_tokens": 8, "eval": {"prompts": 16, "every": 0, "samples": 2}, "prompts_per_step": 8, "threads": 1}
 EXAMPLES = [Example(f"k{i}", prompt, {"answer": "1"}) for i, prompt in enumerate(["q1", "q1", "longer q", "q1", "q3"])]
+LETTERS = (("chosen", "abcd"), ("rejected", "wxyz"))
 TEXTS = ["aaa", "b", "", "zzzz", "aaa"]
 
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Completions of the letter a are preferred to those of the letter z, whatever their length."""
-    path = tmp_path / "pairs.jsonl"
-    rows = [{"prompt": f"p{i}", "chosen": "a" * (1 + i % 4), "rejected": "z" * (1 + i % 3)} for i in range(80)]
+    """Completions of the letters a to d are preferred to those of w to z, whatever their length."""
+    path, draw = tmp_path / "pairs.jsonl", random.Random(0)
+    rows = [
+        {"prompt": f"p{i}", **{key: "".join(draw.choices(letters, k=draw.randint(1, 4))) for key, letters in LETTERS}}
+        for i in range(120)
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
 
@@ -252,10 +257,11 @@ def test_without_a_verifier_it_is_the_evaluation_too(toy, questions, reward_fold
 
 
 def test_the_reward_rises(toy, questions, reward_folder):
-    settings = {**SMALL, "reward_model": str(reward_folder), "steps": 20, "rollout.group_size": 8}
+    settings = {**SMALL, "reward_model": str(reward_folder), "steps": 25, "rollout.group_size": 8}
     with Trainer("rloo", model=toy, data=str(questions), optimizer={"lr": 3e-3}, **settings) as trainer:
         rows = trainer.train().rows
-    assert rows[-1]["eval/reward_low"] > rows[0]["eval/reward_high"]
+    rewards = [row["reward"] for row in rows[1:]]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.5
 
 
 @pytest.mark.parametrize("critic_from", ["policy", "reward_model"])
