@@ -66,6 +66,16 @@ def test_less_variance_in_a_vocabulary_of_some_size(words, bound):
         assert max(ratios) < 1
 
 
+def test_in_three_words_it_often_has_more():
+    """The card: less variance in only 42 % of draws from Dirichlet(1)."""
+    draw = np.random.default_rng(1)
+    less = []
+    for _ in range(400):
+        s, t = draw.dirichlet(np.ones(3), size=2)
+        less.append(variance(s, advantage(s, t)[0]) < variance(s, np.log(t / s)))
+    assert np.mean(less) == pytest.approx(0.42, abs=0.06)
+
+
 def lab_columns(top_k):
     """The teacher's log-probs, and the baseline at every prefix."""
     compare = make("vopd", top_k=top_k).advantage.compares()["teacher_kl"]
