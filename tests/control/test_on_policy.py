@@ -255,10 +255,10 @@ def test_the_epochs_end_at_the_target_kl():
 @pytest.mark.learning
 @pytest.mark.parametrize(
     ("method", "steps", "settings"),
-    [("ppo", 100, {}), ("a2c", 6000, {"eval": {"every": 1000}}), ("reinforce@control", 150, {})],
+    [("ppo", 200, {}), ("a2c", 4000, {"eval": {"every": 400}}), ("reinforce@control", 150, {})],
 )
 def test_cart_pole_is_balanced(method, steps, settings):
-    """PPO in 100 thousand steps, A2C in 240 thousand, REINFORCE in 2400 episodes."""
+    """PPO within 200 thousand steps, A2C within 160 thousand, REINFORCE in 2400 episodes."""
     assert make(method).rollout is not None
     with Trainer(method, task="CartPole-v1", steps=steps, threads=1, **settings) as trainer:
         trainer.train()

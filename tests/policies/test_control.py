@@ -133,3 +133,25 @@ def test_quick_draws_are_those_of_the_distribution(space, settings, shape):
         assert one.shape == other.shape == shape
         assert one.dtype == other.dtype
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_predict_is_as_the_environment_takes_it():
+    torch.manual_seed(0)
+    policy = ControlPolicy(OBSERVATIONS, ActionSpec.of(BOX), MLP(distribution="gaussian", log_std_init=2.0))
+    several, state = policy.predict(np.zeros((50, 3)), state="kept")
+    assert several.shape == (50, 2)
+    assert state == "kept"
+    assert all(BOX.contains(action.astype(np.float64)) for action in several)
+    one, _ = policy.predict([0.1, 0.2, 0.3], deterministic=True)
+    assert one.shape == (2,)
+    finite = spaces.Box(np.array([-2.0, 1.0]), np.array([2.0, 3.0]))
+    squashed = ControlPolicy(OBSERVATIONS, ActionSpec.of(finite), MLP(distribution="squashed", policy_gain=0.0))
+    np.testing.assert_allclose(squashed.predict(np.zeros(3), deterministic=True)[0], [0.0, 2.0])
+    discrete = ControlPolicy(OBSERVATIONS, ActionSpec.of(spaces.Discrete(3, start=5)), MLP())
+    assert discrete.predict(np.zeros(3))[0] in (5, 6, 7)
+    rich = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(3)})
+    named = ControlPolicy(ObservationSpec.of(rich), ActionSpec.of(spaces.MultiDiscrete([2, 2])), MLP())
+    assert named.predict({"a": np.zeros(2), "b": 1})[0].shape == (2,)
+    assert named.predict({"a": np.zeros((4, 2)), "b": np.array([0, 1, 2, 0])})[0].shape == (4, 2)
+    with pytest.raises(UsageError, match=r"has shape \(4,\), and its space says \(3,\)"):
+        policy.predict(np.zeros(4))

@@ -130,6 +130,6 @@ def train(config: Config, folder: Path, resume: bool) -> int:
 def _new_folder(config: Config) -> Path:
     """runs/METHOD-TASK, or with the first free number behind it."""
     what = config.task or Path(config.data or "data").stem
-    base = f"{Path(config.method).stem}-{what}".replace("@", "-").replace("/", "-")
+    base = f"{Path(config.method).stem}-{what}".replace("@", "-").replace("/", "-").replace(":", "-")
     names = [base, *(f"{base}-{number}" for number in range(2, 10_000))]
     return next(path for name in names if not (path := Path("runs", name)).exists())

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -188,6 +188,20 @@ class ControlPolicy(nn.Module):
         found = self.distribution(torch.from_numpy(np.asarray(observation, dtype=np.float32)))
         action = found.mode() if deterministic else found.draw(found.noise(generator))
         return action.numpy(), found.log_prob(action).numpy()
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """(action, state) for one observation as the environment gives it, or several [N, *shape]: the signature of
+        Stable-Baselines3's `predict`. `state` and `episode_start` are of recurrent policies, and handed back as they are.
+
+        The action is as the environment takes it: in its shape, and of a box within the bounds. Raises UsageError for an
+        observation of another shape.
+        """
+        rows, several = self.observations.rows(observation)
+        action, _ = self.act(rows, None, deterministic)
+        taken = self.actions.to_environment(action, self.convention)
+        return (taken if several else taken[0]), state
 
     def sampler(self, generator: torch.Generator, steps: int) -> Callable[[np.ndarray], np.ndarray]:
         """A function from observations [N, D] to drawn actions, for `steps` calls, whose noise is drawn at once."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from upslope.errors import UsageError
 from upslope.tasks.environments import Actions, EnvironmentFailure, Environments, Episode, Step
-from upslope.tasks.spaces import ActionSpec, ObservationSpec
+from upslope.tasks.spaces import ActionSpec, ObservationSpec, of_row
 
 
 class BatchedCartPole(Environments):
@@ -192,16 +192,8 @@ class Vectorized(Environments):
             )
         reached = reached.copy()
         for row in ended.nonzero()[0]:
-            self._write(self._of_row(finals, row), reached[row], row)
+            self._write(of_row(finals, row), reached[row], row)
         return reached
-
-    @staticmethod
-    def _of_row(observations: Any, row: int) -> Any:
-        if isinstance(observations, Mapping):
-            return {key: Vectorized._of_row(value, row) for key, value in observations.items()}
-        if isinstance(observations, tuple):
-            return tuple(Vectorized._of_row(value, row) for value in observations)
-        return observations[row]
 
     def _flat(self, seen: Any) -> np.ndarray:
         out = np.empty((self.count, self.observations.size), dtype=np.float32)
@@ -215,7 +207,7 @@ class Vectorized(Environments):
             out[:] = seen.reshape(self.count, -1)
             return out
         for row in range(self.count):
-            self._write(self._of_row(seen, row), out[row], row)
+            self._write(of_row(seen, row), out[row], row)
         return out
 
     def _write(self, observation: Any, out: np.ndarray, row: int) -> None:

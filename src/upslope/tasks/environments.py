@@ -95,8 +95,6 @@ class Environments:
                 f"{self.name}: its actions have no finite bounds, onto which actions in [-1, 1] could be mapped. Take a Gaussian "
                 "policy, or wrap the environment so that its action space is a finite Box."
             )
-        self._low = np.asarray(spec.low, dtype=np.float32)
-        self._high = np.asarray(spec.high, dtype=np.float32)
 
     def reset(self) -> np.ndarray:
         """Starts the next episode of every copy; observation [N, D]."""
@@ -189,13 +187,8 @@ class Environments:
         if action.shape[:1] != (self.count,) or action.size != self.count * spec.size:
             wanted = [self.count] if spec.kind == "discrete" else [self.count, spec.size]
             raise UsageError(f"{self.name}: actions of shape {list(action.shape)} were given; it takes {wanted}.")
-        if spec.kind == "continuous":
-            action = action.reshape(self.count, -1).astype(np.float32, copy=False)
-            if self.convention == "scale":
-                action = self._low + (action.clip(-1.0, 1.0) + 1.0) * (0.5 * (self._high - self._low))
-            return np.clip(action, self._low, self._high)
         shape = (self.count,) if spec.kind == "discrete" else (self.count, spec.size)
-        return action.reshape(shape) + np.asarray(spec.start if shape[1:] else spec.start[0])
+        return spec.to_environment(action, self.convention).reshape(shape)
 
     def _where(self, row: int) -> str:
         return (

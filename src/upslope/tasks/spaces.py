@@ -70,6 +70,23 @@ class ObservationSpec:
             self._write(leaf, _at(observation, leaf.name), out[place : place + leaf.size])
             place += leaf.size
 
+    def rows(self, observation: Any) -> tuple[np.ndarray, bool]:
+        """Flat observations [N, D] of one, or of several [N, *shape], and whether it was several."""
+        first = self.leaves[0]
+        value = _at(observation, first.name) if self.nested else observation
+        shape = () if first.values and len(first.values) == 1 and not first.shape else first.shape
+        several = np.ndim(value) == len(shape) + 1
+        count = len(value) if several else 1
+        out = np.empty((count, self.size), dtype=np.float32)
+        for row in range(count):
+            try:
+                self.flatten(of_row(observation, row) if several else observation, out[row])
+            except ValueError as error:
+                raise UsageError(
+                    f"the observation {error}. Give one of the environment's, or several of them."
+                ) from None
+        return out, several
+
     @staticmethod
     def _write(leaf: Leaf, value: Any, out: np.ndarray) -> None:
         if leaf.values:
@@ -135,6 +152,15 @@ def _leaves(space: Any, name: str) -> list[Leaf]:
     )
 
 
+def of_row(observations: Any, row: int) -> Any:
+    """The observation of one row of several."""
+    if isinstance(observations, Mapping):
+        return {key: of_row(value, row) for key, value in observations.items()}
+    if isinstance(observations, tuple):
+        return tuple(of_row(value, row) for value in observations)
+    return observations[row]
+
+
 def _at(observation: Any, name: str) -> Any:
     for key in name.split("/"):
         try:
@@ -162,6 +188,11 @@ class ActionSpec:
         """Numbers in an action; 1 for a discrete one."""
         return 1 if self.kind == "discrete" else int(np.prod(self.shape, dtype=int))
 
+    @cached_property
+    def box(self) -> tuple[np.ndarray, np.ndarray]:
+        """The bounds of a continuous action, each [A] float32."""
+        return np.asarray(self.low, dtype=np.float32), np.asarray(self.high, dtype=np.float32)
+
     @property
     def bounded(self) -> bool:
         """Whether every bound of a continuous action is finite."""
@@ -186,6 +217,19 @@ class ActionSpec:
         raise UsageError(
             f"the actions are {space}; Discrete, MultiDiscrete, MultiBinary and Box of floats are drawn from."
         )
+
+    def to_environment(self, action: np.ndarray, convention: str) -> np.ndarray:
+        """Actions [N] or [N, A] of a policy as the environment takes them, [N, *shape]: "clip" cuts those of a box to it,
+        "scale" maps [-1, 1] onto it.
+        """
+        if self.kind != "continuous":
+            start = np.asarray(self.start if self.kind == "multi_discrete" else self.start[0])
+            return (action + start).reshape(len(action), *self.shape)
+        low, high = self.box
+        action = action.reshape(len(action), -1).astype(np.float32, copy=False)
+        if convention == "scale":
+            action = low + (action.clip(-1.0, 1.0) + 1.0) * (0.5 * (high - low))
+        return np.clip(action, low, high).reshape(len(action), *self.shape)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; an infinite bound is None."""
