@@ -108,9 +108,17 @@ def test_pairs_that_cannot_be_ranked_are_counted(say, here):
         ("diagnose ranking TOY --reference TOY --data pairs.jsonl --beta -1", ("--beta -1.0", "above 0")),
         ("diagnose ranking TOY --reference TOY --data tie.jsonl", ("no pair is left", "1 are ties")),
         ("diagnose nonsense TOY", ("nonsense",)),
+        ("diagnose ranking TOY --samples 3", ("ranking does not read --samples",)),
+        ("diagnose pass-rates TOY --data questions.jsonl --reward exact --beta 1 --out o", ("does not read --beta",)),
+        ("diagnose pass-rates TOY --data questions.jsonl", ("missing --reward, --out",)),
+        ("diagnose pass-rates TOY --data questions.jsonl --reward exact --out pairs.jsonl", ("exists already",)),
+        ("diagnose pass-rates TOY --data questions.jsonl --reward exact --out no/o", ("does not exist",)),
+        ("diagnose pass-rates TOY --data questions.jsonl --reward exact --out o --samples 0", ("--samples is 0",)),
+        ("diagnose pass-rates TOY --data questions.jsonl --reward bad.py:score --out o", ("rewards failed",)),
     ],
 )
 def test_refused(say, here, command, words):
+    (here / "bad.py").write_text("def score(prompts, completions, **columns):\n    raise ValueError('no')\n")
     (here / "tie.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b", "label": 0.5}\n')
     status, text = say(command)
     assert status == 2, text
@@ -124,3 +132,29 @@ def test_a_run_without_data_needs_some(say):
     status, text = say("diagnose ranking sums")
     assert status == 2
     assert "no data of its own" in text
+
+
+REWARD = """
+def score(prompts, completions, answer, **columns):
+    return [float(answer_of in ("0", "1")) for answer_of in answer]
+"""
+
+
+def test_pass_rates_are_added_to_every_row(say, here):
+    (here / "by_answer.py").write_text(REWARD)
+    rows = [{"prompt": f"p{i // 2}", "completion": "ab", "answer": str(i // 2), "note": i} for i in range(12)]
+    rows.append({"prompt": "long " * 40, "completion": "c", "answer": "0", "note": 12})
+    (here / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = "diagnose pass-rates TOY --data traces.jsonl --reward by_answer.py:score --samples 3 --set max_tokens=4 "
+    status, text = say(command + "--out rates.jsonl")
+    assert status == 0, text
+    assert "mean pass rate" in text
+    assert "1 prompts are too long" in text
+    written = {row["note"]: row for row in map(json.loads, (here / "rates.jsonl").read_text().splitlines())}
+    assert len(written) == 13
+    for row in rows[:12]:
+        assert written[row["note"]] == {**row, "pass_rate": 1.0 if row["answer"] in ("0", "1") else 0.0}
+    assert written[12]["pass_rate"] is None
+    status, text = say(command + "--out again.jsonl --json")
+    found = json.loads(text)
+    assert (found["never"], found["always"], found["too_long"], found["prompts"]) == (4, 2, 1, 7)

@@ -1,4 +1,4 @@
-"""upslope diagnose ranking RUN [--data pairs.jsonl]"""
+"""upslope diagnose ranking RUN [--data pairs.jsonl] | pass-rates MODEL --data FILE --reward REWARD --out FILE"""
 
 import json
 import sys
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from upslope.cli.train import Flag
+from upslope.cli.pass_rates import measure
+from upslope.cli.train import Flag, Repeated
 from upslope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,48 +22,90 @@ FEW = 30  # pairs of which shares say little
 
 
 def command(
-    what: tyro.conf.Positional[Literal["ranking"]],
+    what: tyro.conf.Positional[Literal["ranking", "pass-rates"]],
     model: tyro.conf.Positional[str],
     *,
     data: str | None = None,
     split: Literal["train", "eval", "all"] | None = None,
     reference: str | None = None,
     beta: float | None = None,
-    pairs: int = 2000,
-    bins: int = 6,
-    device: str = "auto",
+    pairs: int | None = None,
+    bins: int | None = None,
+    device: str | None = None,
+    reward: str | None = None,
+    out: Path | None = None,
+    samples: int | None = None,
+    seed: int | None = None,
     as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False,
+    set: Repeated = (),
 ) -> None:
     """Examine a trained model. ranking: does it rank preference pairs as they are labelled, and how far from it are the rest?
 
-    Training lowers the loss of a pair long before the preferred completion is the likelier one: a pair that the reference ranks
-    wrong by c nats is ranked right only where its DPO loss is below -log sigmoid(beta c). The table shows accuracy, loss and
-    that bound by difficulty c.
+    A pair that the reference ranks wrong by c nats is ranked right only where its DPO loss is below -log sigmoid(beta c), however
+    far the loss has fallen before. The table shows accuracy, loss and that bound by difficulty c.
+
+    pass-rates: how often the model solves each prompt of a file; writes the rows again with the column pass_rate, which `ded`
+    selects by.
 
     Examples:
       upslope diagnose ranking runs/dpo-pairs
       upslope diagnose ranking runs/dpo-pairs --data other.jsonl --json
       upslope diagnose ranking ./my-model --reference ./its-start --data pairs.jsonl --beta 0.05
+      upslope diagnose pass-rates tiny --data answers.jsonl --reward exact --out with_rates.jsonl
 
     Args:
-        what: ranking.
-        model: a run's folder (its newest checkpoint, its data, its start as the reference, its beta), or a model as for train.
-        data: pairs, as for train; the run's own where not given.
-        split: which pairs; where not given, those of --data all, of the run's own data the held-out ones.
-        reference: the model that training started from, where it is not the run's.
-        beta: of the objective, where it is not the run's.
-        pairs: at most so many, the first.
-        bins: lines of the table.
-        device: as in a run's settings.
+        what: ranking or pass-rates.
+        model: a run's folder (its newest checkpoint; ranking takes its data, start and beta, too), or a model as for train.
+        data: pairs, as for train, the run's own where not given; of pass-rates, prompts with what the reward reads.
+        split: ranking: which pairs; where not given, those of --data all, of the run's own data the held-out ones.
+        reference: ranking: the model that training started from, where it is not the run's.
+        beta: ranking: of the objective, where it is not the run's.
+        pairs: ranking: at most so many, the first; 2000 where not given.
+        bins: ranking: lines of the table; 6 where not given.
+        device: ranking: as in a run's settings.
+        reward: pass-rates: as for train.
+        out: pass-rates: the file to write, JSON lines.
+        samples: pass-rates: answers to each prompt; 8 where not given.
+        seed: pass-rates: of the sampling; 0 where not given.
         as_json: print one JSON object.
+        set: pass-rates: path=value, as for train; repeatable.
     """
+    ranking = {"split": split, "reference": reference, "beta": beta, "pairs": pairs, "bins": bins, "device": device}
+    measuring = {"reward": reward, "out": out, "samples": samples, "seed": seed, "set": set or None}
+    other = measuring if what == "ranking" else ranking
+    if unread := [f"--{name}" for name, value in other.items() if value is not None]:
+        raise UsageError(f"diagnose {what} does not read {', '.join(unread)}. See `upslope diagnose --help`.")
+    if what == "pass-rates":
+        found = measure(model, data, reward, out, 8 if samples is None else samples, seed or 0, set)
+        _tell_rates(found, as_json)
+    else:
+        subject = _subject(model, data, split, reference, beta)
+        _ranking(subject, 2000 if pairs is None else pairs, 6 if bins is None else bins, device or "auto", as_json)
+
+
+def _tell_rates(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(
+        f"mean pass rate of {found['model']} {found['mean']:.3f} over {found['prompts']} prompts, {found['samples']} answers each"
+    )
+    print(f"never solved {found['never']}, always {found['always']}")
+    if found["too_long"]:
+        print(f"{found['too_long']} prompts are too long for the model: pass_rate is null")
+    if found["failed"]:
+        print(f"{found['failed']} rewards failed and count as not passed")
+    print(f"{found['rows']} rows with pass_rate: {found['out']}")
+
+
+def _ranking(subject: "Subject", pairs: int, bins: int, device: str, as_json: bool) -> None:
     from upslope.diagnostics.ranking import by_difficulty, ranking_report, ranking_table
 
-    if pairs < 1 or bins < 2 or (beta is not None and not beta > 0):
+    if pairs < 1 or bins < 2 or not subject.beta > 0:
         raise UsageError(
-            f"diagnose: --pairs {pairs} --bins {bins} --beta {beta}: at least 1 pair, 2 lines of the table, and a beta above 0."
+            f"diagnose: --pairs {pairs} --bins {bins} --beta {subject.beta}: at least 1 pair, 2 lines of the table, and a beta "
+            "above 0."
         )
-    subject = _subject(model, data, split, reference, beta)
     examples, notes = _examples(subject, pairs)
     found = _scored(subject, examples, device, quiet=as_json)
     whole, parts = ranking_report(found.scores, subject.beta), by_difficulty(found.scores, subject.beta, bins)
