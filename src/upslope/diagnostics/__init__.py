@@ -4,8 +4,12 @@
     calibration      stated confidences against how often they are right
     coverage         how well data covers what a policy does
     online_offline   one loss on fresh, stored, and stored pairs in their order, exactly
+    bandit           own samples and negative gradients, where the reward is far from the reference
     modes            which KL an update lowers; modes that a policy has of a target
+    information      what moves a reference to a policy, and the pairs that teach just that
     compounding      errors over a chain of steps, with and without correction
+
+All but the first are of policies that can be enumerated, or of numbers that are given.
 """
 
 from upslope.diagnostics.calibration import brier, expected_calibration_error, overconfidence, pairwise_ranking
