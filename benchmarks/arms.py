@@ -90,7 +90,7 @@ def write_figure(runs: Mapping[str, Sequence[Points]], out: Path, *, x: str, y: 
     """One line per label: means over its runs (in x, too), a band for the 95 % bootstrap interval of y."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8.5, 4.2), layout="constrained")
     for label, courses in runs.items():
         points = np.array(courses, dtype=float)  # [runs, points, 2]
         found = [bootstrap(points[:, index, 1], mean) for index in range(points.shape[1])]
@@ -101,6 +101,6 @@ def write_figure(runs: Mapping[str, Sequence[Points]], out: Path, *, x: str, y: 
         )
     axes.set(xlabel=x, ylabel=y, title=title)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize="small", frameon=False)
+    axes.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     figure.savefig(out, metadata={"Date": None})
     pyplot.close(figure)

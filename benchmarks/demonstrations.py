@@ -51,8 +51,9 @@ def run_all(runs: Path, seeds: int) -> None:
     verifier = ("--data", str(runs / "train.jsonl"), "--reward", "exact")
     questions = (*SHARED, f"task_settings.eval_data={runs / 'eval.jsonl'}")
     compare(SAMPLING, runs / "out", steps=STEPS, seeds=seeds, options=verifier, settings=questions)
-    compare([SFT], runs / "out", steps=STEPS // 2, seeds=seeds, options=verifier, settings=questions)
-    for job in jobs_of([SFT], runs / "out", steps=STEPS // 2, seeds=seeds):
+    compare([SFT], runs / "out", steps=STEPS, seeds=seeds, options=verifier, settings=questions)
+    compare([SFT], runs / "first", steps=STEPS // 2, seeds=seeds, options=verifier, settings=questions)
+    for job in jobs_of([SFT], runs / "first", steps=STEPS // 2, seeds=seeds):
         folder = two_stages(runs, job.seed)
         if not (folder / "status.json").exists():
             start = max((job.folder / "checkpoints").glob("step-*"))
@@ -80,12 +81,12 @@ def two_stages(runs: Path, seed: int) -> Path:
 def courses(runs: Path, seeds: int) -> dict[str, dict[int, list[tuple[float, float]]]]:
     """pass@1 over steps by label and seed; the second stage's steps count on from the first's."""
     found: dict[str, dict[int, list[tuple[float, float]]]] = {}
-    for job in jobs_of((*SAMPLING, SFT), runs / "out", steps=STEPS // 2, seeds=seeds):
+    for job in jobs_of((*SAMPLING, SFT), runs / "out", steps=STEPS, seeds=seeds):
         found.setdefault(job.label, {})[job.seed] = course(job, "eval/pass@1")
-    for seed, first in found.get(SFT, {}).items():
-        job = Job(TWO_STAGES, "grpo", (), seed, two_stages(runs, seed))
-        later = [(step + STEPS // 2, value) for step, value in course(job, "eval/pass@1") if step]
-        found.setdefault(TWO_STAGES, {})[seed] = [*first, *later]
+    for job in jobs_of([SFT], runs / "first", steps=STEPS // 2, seeds=seeds):
+        second = Job(TWO_STAGES, "grpo", (), job.seed, two_stages(runs, job.seed))
+        later = [(step + STEPS // 2, value) for step, value in course(second, "eval/pass@1") if step]
+        found.setdefault(TWO_STAGES, {})[job.seed] = [*course(job, "eval/pass@1"), *later]
     return found
 
 
@@ -107,10 +108,8 @@ def main() -> None:
         *paragraph(
             f"{STEPS} steps of {PROMPTS} prompts with {GROUP} of the policy's completions each (chord and hpt:",
             "and the demonstration;",
-            f"luffy, srft, rl_plus: {GROUP - 1} and the demonstration), AdamW at 1e-4. `sft` takes {PROMPTS}",
-            "demonstrations a step and",
-            f"half the steps, so that `{TWO_STAGES}` has as many steps in all. pass@1 on the held-out words with",
-            "8 samples each,",
+            f"luffy, srft, rl_plus: {GROUP - 1} and the demonstration), AdamW at 1e-4. `sft` takes {PROMPTS} demonstrations a step;",
+            f"`{TWO_STAGES}` spends half the steps on either. pass@1 on the held-out words with 8 samples each,",
             f"{arguments.seeds} seeds: interquartile mean [95 % interval], differences paired by seed.",
         ),
         "",

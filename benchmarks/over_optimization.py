@@ -36,7 +36,8 @@ SHARED += (f"max_tokens={LENGTH}", f"checkpoint_every={EVERY}", "keep_checkpoint
 PAIRED = (
     "dpo:optimizer.lr=3e-5",
     "rpo_sft:optimizer.lr=3e-5,beta=0.1,coefficient=0.2",
-    "hypo_online_kl:optimizer.lr=3e-5",
+    "hypo_online_kl:optimizer.lr=3e-5,beta=0.1",
+    "hypo_online_kl:optimizer.lr=3e-5,beta=0.1,coefficient=0.1",
 )
 REWARDED = ("rlhf_ppo",)
 SALSA = "salsa"

@@ -30,9 +30,10 @@ every seed, as less noise should have it; `gkd`, which compares whole distributi
 teacher's own completions, rises as fast at first and then falls back: it imitates the teacher's mistakes at their full rate.
 `g_opd` (lambda = 1.25) goes on rising where `opd` stays, up to the teacher's own level; that it surpasses the teacher did not
 show within 60 steps. `scope_opd` does surpass it, since a verifier tells it which completions to reinforce.""",
-    "demonstrations": """The order that the papers claim reproduces, but for one: methods that use demonstrations and rewards in
-the same step are ahead of imitation, of rewards alone, and of one after the other. `hpt`, which takes the demonstration just where
-no completion was right, is ahead of all others; `chord` and `rl_plus` follow, then `luffy`. `chord@phi`, whose share of imitation is
-small throughout, gains least. `srft` stays behind GRPO: it weighs the policy's own right completions by a tenth, and with answers
-of seven tokens its imitation term does not make up for it. Imitation alone stops early: 200 words are soon known by heart.""",
+    "demonstrations": """All methods that use demonstrations and rewards in the same step are ahead of rewards alone, `srft`
+excepted. Beside plain imitation, which costs no sampling at all and is strong here (its demonstrations are always right), less is
+left of the claim: only `hpt`, which takes the demonstration just where no completion was right, is clearly ahead of `sft`; `chord`
+and `rl_plus` are level with it, `luffy` and `sft, then grpo` a little behind, `chord@phi`, whose share of imitation is small
+throughout, more so. Early on, `hpt`, `rl_plus` and `luffy` learn fastest. `srft` stays behind GRPO: it weighs the policy's own right
+completions by a tenth, and with answers of seven tokens its imitation term does not make up for it.""",
 }
