@@ -118,6 +118,32 @@ def test_the_whole_distributions_are_never_held(toy, policies, monkeypatch):
     assert not column[~rollouts.mask].any()
 
 
+def test_log_probs_that_come_with_a_comparison_are_those_of_a_pass_of_their_own(toy, policies, monkeypatch):
+    """vopd reads teacher_logp beside its baseline, gkd logs the gap to the sampler: each model is run once for both."""
+    monkeypatch.setattr(logprobs, "ENTRIES", 3 * 258)
+    policy, teacher, runs = policies["tree"], another(toy), []
+    rollouts, batch = sampled(policy)
+    for name, scorer in (("policy", policy), ("teacher", teacher.policy)):
+        forward = scorer.network.model.forward
+        monkeypatch.setattr(
+            scorer.network.model, "forward", lambda *a, f=forward, n=name, **k: runs.append(n) or f(*a, **k)
+        )
+    updater = Updater(
+        make("vopd"), Actors(policy, None, teacher=teacher), tokens_per_pass=10_000, recompute_old_logp=False
+    )
+    made = updater._score(rollouts, rollouts, batch, ("key",))
+    assert sorted(runs) == ["policy", "teacher"]
+    torch.testing.assert_close(made.teacher_logp, teacher.score(rollouts)["logp"])
+    learner = Learner(policy.parameters(), 0.0, OptimizerConfig(), 1)
+    updater = Updater(
+        divergent(), Actors(policy, learner, teacher=teacher), tokens_per_pass=10_000, recompute_old_logp=False
+    )
+    runs.clear()
+    result, _ = updater.update(rollouts, batch, {}, ("key",))
+    assert sorted(runs) == ["policy", "teacher"]
+    assert result.metrics["sampler_gap/max"] < 1e-4
+
+
 def test_a_vocabulary_padded_further(toy, policies):
     rollouts, _ = sampled(policies["tree"])
     columns = [

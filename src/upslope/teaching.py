@@ -8,7 +8,7 @@ A recipe's part asks for more than the column teacher_logp by having some of the
     teacher      whose weights the teacher has where the run names none: "frozen", "live" or "ema" (Informs)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -131,30 +131,47 @@ class Teaching:
         self.metrics |= {"teacher/informed": sum(told_rows) / max(len(texts), 1), "teacher/context_cut": float(cut)}
         return told, {**states, key: after} if key in states else states
 
+    @torch.no_grad()
+    def before(self, recipe: Recipe, rollouts: Rollouts, told: Rollouts, tokens_per_pass: int) -> dict[str, Tensor]:
+        """What the recipe reads of the teacher before the update, of all rows and on the CPU, in one pass of each model."""
+        said = recipe.needs & {"teacher_logp"}
+        compared = recipe.needs_before & self.compared.keys()
+        if not said | compared:
+            return {}
+        plan = list(self.policy.plan(rollouts, tokens_per_pass=tokens_per_pass))
+        if compared:
+            parts = [self.compare(rollouts, told, rows, None, said | compared) for rows in plan]
+        else:
+            parts = [
+                {"teacher_logp": self.teacher.score(told, frozenset({"logp"}), rows=rows)["logp"]} for rows in plan
+            ]
+        back = torch.cat(plan).argsort()
+        return {name: torch.cat([part[name].cpu() for part in parts])[back] for name in sorted(said | compared)}
+
     def compare(
         self, rollouts: Rollouts, told: Rollouts, rows: Tensor, hidden: Tensor | None, names: frozenset[str]
     ) -> dict[str, Tensor]:
-        """The compared columns [r, T] of these names; `hidden` [r, T, H] are the policy's states, asked for where None."""
+        """The columns [r, T] of these names: compared ones, and "logp" and "teacher_logp", which then cost nothing more.
+
+        `hidden` [r, T, H] are the policy's states, asked for where None.
+        """
         if hidden is None:
             hidden = self.policy.score(rollouts, frozenset({"hidden"}), rows=rows)["hidden"]
         theirs = self.teacher.score(told, frozenset({"hidden"}), rows=rows)["hidden"]
         mask = rollouts.mask[rows]
-        functions = {name: function for name, function in self.compared.items() if name in names}
         if not mask.any():
-            return {name: torch.zeros(mask.shape) for name in functions}
+            return {name: torch.zeros(mask.shape) for name in names}
         one, other = self.policy, self.teacher.policy
+        where, target = mask.to(one.device), rollouts.tokens[rows][mask].to(one.device)
+        head, finish = one.model.get_output_embeddings(), LogitFinish.of(one.model.config)
         values = compared_columns(
-            hidden[mask].to(one.device), logits_of(one), theirs[mask].to(other.device), logits_of(other), functions
-        )
-        where = mask.to(one.device)
+            hidden[mask].to(one.device), head, finish, theirs[mask].to(other.device), logits_of(other), target,
+            self.compared, sorted(names),
+        )  # fmt: skip
         return {
             name: torch.zeros(mask.shape, device=one.device, dtype=v.dtype).masked_scatter(where, v)
             for name, v in values.items()
         }
-
-    def scorer(self, rollouts: Rollouts, told: Rollouts, name: str) -> Callable[[Tensor], Tensor]:
-        """The compared column [r, T] of that name, by rows [r]."""
-        return lambda rows: self.compare(rollouts, told, rows, None, frozenset({name}))[name]
 
     def follow(self, states: State) -> State:
         """After a step: a moving average moves on. Its weights are in the states, from which a resumed run takes them."""

@@ -153,10 +153,7 @@ class Updater:
         with torch.no_grad():
             if "ref_logp" in needs:
                 made["ref_logp"] = self._in_passes(rollouts, _columns_of(self.actors.reference, rollouts, "logp"))
-            if "teacher_logp" in needs:
-                made["teacher_logp"] = self._in_passes(rollouts, _columns_of(self.actors.teacher, told, "logp"))
-            for name in sorted(recipe.needs_before & self.teaching.compared.keys()):
-                made[name] = self._in_passes(rollouts, self.teaching.scorer(rollouts, told, name))
+            made |= self.teaching.before(recipe, rollouts, told, self.tokens_per_pass)
             made |= self._before(rollouts)
             scorers = {"mismatched_logp": policy, "mismatched_ref_logp": self.actors.reference}
             if needs & scorers.keys():
@@ -273,10 +270,10 @@ class Updater:
         needs = self.columns
         if self.recipe.control and not mini.controlled:
             needs = needs.union(*(part.measured_from for part in self.measures))
-        further = frozenset({"hidden"} if self.compared else ())
-        columns = self.policy.score(mini.rollouts, needs | further, rows=rows, observe=self.observe)
+        along, further = (frozenset({n} if self.compared else ()) for n in ("logp", "hidden"))
+        columns = self.policy.score(mini.rollouts, (needs - along) | further, rows=rows, observe=self.observe)
         if self.compared:
-            columns |= self.teaching.compare(mini.rollouts, mini.told, rows, columns["hidden"], self.compared)
+            columns |= self.teaching.compare(mini.rollouts, mini.told, rows, columns["hidden"], self.compared | along)
             columns = {name: column for name, column in columns.items() if name not in further - needs}
         return {name: column.to(mini.batch.logp.device) for name, column in columns.items()}  # rollouts are on the CPU
 

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upslope.errors import UsageError
+from upslope.policies import logprobs
+from upslope.policies.heads import LogitFinish
 from upslope.policies.language import LanguagePolicy, packing_gap
 
 from .models import VOCABULARY, rollouts_of
@@ -156,6 +158,38 @@ def test_vocabulary_chunks_change_nothing(architecture, chunk, make_model, make_
     whole = LanguagePolicy(make_model(architecture), None, top_k=5)
     chunked = LanguagePolicy(whole.model, None, vocab_chunk=chunk, top_k=5)
     check_equal(chunked, whole, make_rollouts(), needs=ALL - {"log_distribution"}, temperature=1.3)
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Cohere", "GPTNeoX", "Phi"])
+def test_many_logits_are_made_a_few_positions_at_a_time(architecture, make_model, make_rollouts, monkeypatch):
+    """Without any setting: beyond WHOLE of them, at most ENTRIES at once, and what is computed is the same."""
+    whole = LanguagePolicy(make_model(architecture), None, top_k=5)
+    parts, sizes = LanguagePolicy(whole.model, None, top_k=5), []
+
+    def watched(logits, *others):
+        sizes.append(logits.numel())
+        return made(logits, *others)
+
+    made = logprobs.columns_from_logits
+    monkeypatch.setattr(logprobs, "columns_from_logits", watched)
+    monkeypatch.setattr(logprobs, "ENTRIES", 3 * VOCABULARY)
+    check_equal(parts, whole, make_rollouts(), needs=ALL - {"log_distribution"}, temperature=1.3)
+    assert not sizes
+    monkeypatch.setattr(logprobs, "WHOLE", 0)
+    kept = LanguagePolicy(whole.model, None, top_k=5)
+    kept._parts_agree = False
+    check_equal(parts, kept, make_rollouts(), needs=ALL - {"log_distribution"}, temperature=1.3)
+    assert max(sizes) == 3 * VOCABULARY
+    assert len(sizes) > 2
+
+
+def test_logits_that_only_the_models_own_forward_makes_stay_whole(llama, make_rollouts, monkeypatch):
+    policy = LanguagePolicy(llama, None)
+    expected = policy.score(make_rollouts())["logp"]
+    policy._finish = LogitFinish(scale=2.0)  # as if the model did something to its logits that its settings do not tell
+    monkeypatch.setattr(logprobs, "WHOLE", 0)
+    assert torch.equal(policy.score(make_rollouts())["logp"], expected)
+    assert policy._parts_agree is False
 
 
 def test_chunks_never_hold_all_logits(llama, make_rollouts):

@@ -22,7 +22,14 @@ from upslope.errors import UsageError
 from upslope.policies import loading, plans, support
 from upslope.policies.attention import Backend
 from upslope.policies.heads import LogitFinish
-from upslope.policies.logprobs import LOGIT_COLUMNS, Wanted, columns_from_logits, columns_in_chunks, observed_columns
+from upslope.policies.logprobs import (
+    LOGIT_COLUMNS,
+    Wanted,
+    columns_from_logits,
+    columns_in_parts,
+    observed_columns,
+    positions_at_once,
+)
 from upslope.policies.lora import LoraSettings, adapters_off, add_adapters, save_merged
 from upslope.policies.network import Network
 from upslope.recipe import Observation
@@ -42,7 +49,7 @@ class LanguagePolicy:
     network       how the model runs over rollouts
     packing       "tree" or "padded": how rows are computed; decided once, from the model
     why_padded    the reason for "padded" where "tree" was not possible
-    vocab_chunk   words of the vocabulary per chunk of logits; None holds all logits at once
+    vocab_chunk   holds no more logits at once than there would be of so many words; None: as many as fit 64 MB
     top_k         entries of the columns "top_logp" and "top_ids"
     """
 
@@ -58,9 +65,7 @@ class LanguagePolicy:
         top_k: int = 32,
     ) -> None:
         if vocab_chunk is not None and vocab_chunk < 1:
-            raise UsageError(
-                f"vocab_chunk is {vocab_chunk}: give the number of words per chunk, or None for all at once."
-            )
+            raise UsageError(f"vocab_chunk is {vocab_chunk}: give a number of words, e.g. 4096, or None.")
         if tokenizer is not None and tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         pad = None if tokenizer is None else tokenizer.pad_token_id
@@ -70,6 +75,7 @@ class LanguagePolicy:
         self.top_k = top_k
         self.why_padded: str | None = None
         self._finish = LogitFinish.of(model.config)
+        self._parts_agree: bool | None = None
         self._decide_packing(packing)
         if vocab_chunk is not None:
             self._check_chunks()
@@ -100,7 +106,8 @@ class LanguagePolicy:
             packing: "tree", "padded", or "auto": trees wherever the model supports them.
             attention: how attention over trees is computed: "segments" (CPU), "mask", "flex" (CUDA), or "auto".
             gradient_checkpointing: recompute each layer in backward, for memory.
-            vocab_chunk: words per chunk of logits, for memory; None holds all logits at once.
+            vocab_chunk: for memory, no more logits at once than there would be of so many words; None: all of a pass up to 2^24
+                of them (64 MB), else those of a few positions at a time.
             top_k: entries of the columns "top_logp" and "top_ids".
 
         Raises:
@@ -260,17 +267,19 @@ class LanguagePolicy:
         if scored is None:
             shape = (len(rollouts) if rows is None else len(rows), rollouts.tokens.shape[1])
             return self._empty(needs | wanted.observe.keys(), shape)
-        chunk = None if "log_distribution" in needs else self.vocab_chunk
-        hidden, logits = self.network.forward(scored, logits=chunk is None)
-        if chunk is None:
-            values = columns_from_logits(logits, scored, wanted)
-            values |= observed_columns(lambda states: logits[states], scored, wanted)
-        else:
-            head = self.model.get_output_embeddings()
-            values = columns_in_chunks(hidden, head, self._finish, chunk, scored, wanted)
-            values |= observed_columns(lambda states: self._finish(head(hidden[states])), scored, wanted)
+        head, read = self.model.get_output_embeddings(), bool(wanted.columns or wanted.observe)
+        words = head.weight.shape[0]
+        few = None if "log_distribution" in needs else self._at_once(len(scored.target), words)
+        hidden, logits = self.network.forward(scored, logits=read and few is None)
+        values: dict[str, Tensor] = {}
+        if read and few is None:
+            values = columns_from_logits(logits, scored.state, scored.target, wanted)
+            values |= observed_columns(lambda states: logits[states], scored, wanted, words)
+        elif few is not None:
+            values = columns_in_parts(hidden, head, self._finish, few, scored, wanted) if wanted.columns else {}
+            values |= observed_columns(lambda states: self._finish(head(hidden[states])), scored, wanted, words)
         if "hidden" in needs:
-            values["hidden"] = hidden[scored.state]
+            values["hidden"] = hidden.index_select(0, scored.state)
         return {name: scored.column(value) for name, value in values.items()}
 
     def _empty(self, needs: frozenset[str], shape: tuple[int, int]) -> dict[str, Tensor]:
@@ -306,12 +315,25 @@ class LanguagePolicy:
             return None
         return f"its log-probs on trees differ by {gap:.1e} from those on padded rows"
 
-    def _check_chunks(self) -> None:
+    def _at_once(self, positions: int, words: int) -> int | None:
+        """Of how many positions logits are made at once; None for all, also where only the model's own forward can make them."""
+        few = positions_at_once(positions, words, self.vocab_chunk)
+        if few is None or self.vocab_chunk is not None:
+            return few
+        if self._parts_agree is None:
+            self._parts_agree = self._gap_of_parts() <= support.TOLERANCE[self.dtype]
+        return few if self._parts_agree else None
+
+    @torch.no_grad()
+    def _gap_of_parts(self) -> float:
+        """Largest difference of log-probs from logits made one position at a time to those of whole logits."""
         rollouts = support.probe(self.model.get_input_embeddings().weight.shape[0], self.context_length, self.device)
-        whole = copy.copy(self)
-        whole.vocab_chunk = None
-        with torch.no_grad():
-            gap = (whole.score(rollouts)["logp"] - self.score(rollouts)["logp"]).abs().max().item()
+        whole, parts = copy.copy(self), copy.copy(self)
+        whole.vocab_chunk, whole._parts_agree, parts.vocab_chunk = None, False, 1
+        return float((whole.score(rollouts)["logp"] - parts.score(rollouts)["logp"]).abs().max())
+
+    def _check_chunks(self) -> None:
+        gap = self._gap_of_parts()
         if not gap <= support.TOLERANCE[self.dtype]:
             raise UsageError(
                 f"vocab_chunk does not work for {self.model.config.model_type}: log-probs in chunks differ by "
