@@ -237,12 +237,12 @@ def test_the_gradient_does_not_depend_on_passes(toy, name):
 def test_minibatches_keep_samples_beside_what_is_given(toy, demos):
     with Trainer("seppo", model=toy, data=str(demos), steps=1, minibatches=4, **SMALL) as trainer:
         row = trainer.train().rows[-1]
-    assert row["pairs/margin"] != 0 or row["loss"] == pytest.approx(0.6931, abs=0.1)
-    assert row["loss"] > 0.1, "every given completion has its sample in its own mini-batch"
+    assert row["loss"] == pytest.approx(0.6931, abs=0.05), "a given completion without its sample would cost 0"
 
 
 def test_a_run_whose_samples_a_reward_judges(toy, demos, reward):
-    with Trainer(rl_beside_demonstrations(), model=toy, data=str(demos), reward=reward, steps=3, **SMALL) as trainer:
+    settings = {"reward_timeout": 100.0, "steps": 2, **SMALL}  # how soon a worker starts is not what this is about
+    with Trainer(rl_beside_demonstrations(), model=toy, data=str(demos), reward=reward, **settings) as trainer:
         rows = trainer.train().rows
         judge = trainer.parts.judge
         assert trainer.parts.task.judge is judge, "it judges answers to held-out prompts, too"

@@ -12,8 +12,8 @@ Expects:  rewards of which those over correct_above are right. Where no prompt h
 Source:  Wu et al. 2025 (arXiv:2505.12723): spread 1, weight of gepo 0.01. There is no public code, and the equations were read
     from a text in which they are images: whether the variance is that of the population, and of s without beta, is our reading.
 Deviations:  the paper's groups of equivalent and inequivalent outputs are static data (intermediate representations of one
-    program); here they are the policy's own completions, sorted by the verifier. A step has one source of rows, so data of
-    another task cannot stand beside the sampled ones. The KL in the reward is reinforce_pp's.
+    program); here they are the policy's own completions of the same prompts, sorted by the verifier. The KL in the reward is
+    reinforce_pp's.
 Not this:  dpo with pairs="reward" over all pairs: it sums losses of pairs, here one loss has the means of the groups.
 """
 
