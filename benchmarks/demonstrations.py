@@ -107,8 +107,8 @@ def main() -> None:
     lines += [
         *paragraph(
             f"{STEPS} steps of {PROMPTS} prompts with {GROUP} of the policy's completions each (chord and hpt:",
-            "and the demonstration;",
-            f"luffy, srft, rl_plus: {GROUP - 1} and the demonstration), AdamW at 1e-4. `sft` takes {PROMPTS} demonstrations a step;",
+            f"and the demonstration; luffy, srft, rl_plus: {GROUP - 1} and the demonstration), AdamW at 1e-4.",
+            f"`sft` takes {PROMPTS} demonstrations a step;",
             f"`{TWO_STAGES}` spends half the steps on either. pass@1 on the held-out words with 8 samples each,",
             f"{arguments.seeds} seeds: interquartile mean [95 % interval], differences paired by seed.",
         ),

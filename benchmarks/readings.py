@@ -32,8 +32,8 @@ teacher's own completions, rises as fast at first and then falls back: it imitat
 show within 60 steps. `scope_opd` does surpass it, since a verifier tells it which completions to reinforce.""",
     "demonstrations": """All methods that use demonstrations and rewards in the same step are ahead of rewards alone, `srft`
 excepted. Beside plain imitation, which costs no sampling at all and is strong here (its demonstrations are always right), less is
-left of the claim: only `hpt`, which takes the demonstration just where no completion was right, is clearly ahead of `sft`; `chord`
-and `rl_plus` are level with it, `luffy` and `sft, then grpo` a little behind, `chord@phi`, whose share of imitation is small
-throughout, more so. Early on, `hpt`, `rl_plus` and `luffy` learn fastest. `srft` stays behind GRPO: it weighs the policy's own right
-completions by a tenth, and with answers of seven tokens its imitation term does not make up for it.""",
+left of the claim: only `hpt`, which takes the demonstration just where no completion was right, is clearly ahead of `sft`;
+`chord` and `rl_plus` are level with it, `luffy` and `sft, then grpo` a little behind, `chord@phi`, whose share of imitation is
+small throughout, more so. Early on, `hpt`, `rl_plus` and `luffy` learn fastest. `srft` stays behind GRPO: it weighs the policy's own
+right completions by a tenth, and with answers of seven tokens its imitation term does not make up for it.""",
 }
