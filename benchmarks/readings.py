@@ -31,9 +31,33 @@ teacher's own completions, rises as fast at first and then falls back: it imitat
 `g_opd` (lambda = 1.25) goes on rising where `opd` stays, up to the teacher's own level; that it surpasses the teacher did not
 show within 60 steps. `scope_opd` does surpass it, since a verifier tells it which completions to reinforce.""",
     "demonstrations": """All methods that use demonstrations and rewards in the same step are ahead of rewards alone, `srft`
-excepted. Beside plain imitation, which costs no sampling at all and is strong here (its demonstrations are always right), less is
-left of the claim: only `hpt`, which takes the demonstration just where no completion was right, is clearly ahead of `sft`;
-`chord` and `rl_plus` are level with it, `luffy` and `sft, then grpo` a little behind, `chord@phi`, whose share of imitation is
-small throughout, more so. Early on, `hpt`, `rl_plus` and `luffy` learn fastest. `srft` stays behind GRPO: it weighs the policy's own
-right completions by a tenth, and with answers of seven tokens its imitation term does not make up for it.""",
+excepted. Beside plain imitation, which costs no sampling at all and is strong here (its demonstrations are always right),
+less is left of the claim: only `hpt`, which takes the demonstration just where no completion was right, is clearly ahead of
+`sft`; `chord` and `rl_plus` are level with it, `luffy` and `sft, then grpo` a little behind, `chord@phi`, whose share of
+imitation is small throughout, more so. Early on, `hpt`, `rl_plus` and `luffy` learn fastest. `srft` stays behind GRPO: it
+weighs the policy's own right completions by a tenth, and with answers of seven tokens its imitation term does not make up for
+it.""",
+    "over_optimization": """Over-optimization shows plainly, and what is said to help, helps. Under `dpo` the true reward rises
+to a KL of about 1.4 nats and then falls while the KL goes on growing. A term for the likelihood of the preferred answers
+(`rpo_sft`, at TRL's weight of 0.2) lets it rise to the end, at a third of the KL. `hypo_online_kl` at the published 1e-4 cannot
+be told from `dpo` here; at 0.1 it holds the KL at half a nat, and the true reward is still rising at the end. PPO on a reward
+model of the same pairs (which orders 0.93 of held-out pairs rightly) gains less and stays at its level: the policy soon finds
+answers that the reward model overrates. `salsa` begins as a model fine-tuned on the preferred answers, far better than the
+embedded one, and loses nearly all of that: with its small beta (0.02, a guess) and the average of two fine-tuned models as the
+reference, the KL grows to 7 nats. That a soup holds the policy better than a single reference did not show; beta would have to
+be tuned for it.""",
+    "bandits": """Where ten good arms in a row are far from the reference, samples of the policy itself and a loss that also pushes
+down win, as the paper has it: after 50 steps `rloo`, `grpo` and `ppo` are at 0.35 to 0.48, the same likelihoods without a negative
+part at 0.10 to 0.23, and `rloo` against `reinforce` differs in nothing but the baseline. At the reference most are within 0.06 of
+each other, `pref_ft` and `reinforce` behind. Three things the claim leaves out: with a single arm there is no such order, since
+4 % of the reference's own samples are good; `dpo` and `ipo`, which use two of ten samples, are slow at first and among the best
+at the end; and after 150 steps nearly all arrive, `ppo` (held by its KL and its clip) and `reinforce` excepted. Stale samples cost
+the more, the less a loss lowers: with the reference's only, `rloo` reaches 0.77, `dpo` 0.52, best-of-N and `reinforce` 0.13 and
+less. Using samples ten times costs all of them their first steps.
+
+Online against offline: with 128 stored pairs online DPO is ahead at every KL budget. With 2000, four for every sequence, it is
+not: what the gap was made of is coverage. Nor does it help to sample anew and let a judge decide that was fitted to the same 128
+pairs, when it has a number of its own for every sequence and generalizes to none. That offline training orders the reference's
+pairs better and still wins less reproduces with 2000 pairs (0.87 against 0.74 of them, win rates of 0.85 and 0.96 at the end); with
+128 it wins less and orders them alike.""",
 }

@@ -13,6 +13,8 @@ Deviations:  their code weighs tokens by a truncated ratio between its sampling 
     log-probs before the update are the engine's. Their reward correction, a reference that is the teacher's own base, needs
     another reference than this trainer has; prompts are not routed to several teachers.
 Not this:  a KL penalty against the reference beside opd, which would be lambda < 1.
+Claim:  surpasses the teacher: not seen in the study "teachers" (5 seeds, equal teacher tokens), within 60 steps: 0.743
+    [0.738, 0.772], the teacher 0.746; +0.046 [+0.039, +0.050] over opd.
 """
 
 from dataclasses import dataclass

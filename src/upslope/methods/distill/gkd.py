@@ -15,6 +15,8 @@ Source:  Agarwal et al. 2023 (arXiv:2306.13649), algorithm 1; beta 0.5, lambda 0
 Deviations:  lambda is a share of every group here, reference_rows of group_size, not the chance of a coin. Data of completions
     alone (lambda = 0) is rollout=FromData(kind="demonstrations"). The teacher's own completions are data like others.
 Not this:  no gradient goes through the sampling: that the policy's words lead to other prefixes is left out (minillm has it).
+Claim:  ahead of opd by +0.026 [+0.021, +0.032] in the study "teachers" (5 seeds, equal teacher tokens), all completions
+    being the policy's (reference_rows=0).
 """
 
 from upslope.parts.aggregate import TokenMean

@@ -15,6 +15,8 @@ Source:  arXiv:2604.10688, sections 3.1 to 3.3; no code of the authors' was foun
 Deviations:  none known. Sums over tokens are not divided by the length, as in the paper's equations, so that long completions
     weigh more; aggregate=TokenMean() removes that.
 Not this:  a reward beside the teacher: a right completion does not ask the teacher, and a wrong one is not pushed away as such.
+Claim:  better than opd alone: reproduced in the study "teachers" (5 seeds, equal teacher tokens): +0.086 [+0.070, +0.102],
+    above the teacher itself (0.790, 0.746); it has a verifier, too.
 """
 
 from dataclasses import dataclass

@@ -15,6 +15,8 @@ Deviations:  b is on the whole vocabulary unless top_k is set, as in the paper's
     one completion per prompt.
 Not this:  gkd with beta=1, which has no noise of the sampled token at all. Their code without the baseline differentiates the
     advantage, too (TRL's way): more noise, the same mean.
+Claim:  less noise than opd, so better at equal tokens: +0.007 [+0.002, +0.013] over opd in the study "teachers" (5 seeds,
+    equal teacher tokens).
 """
 
 from collections.abc import Mapping

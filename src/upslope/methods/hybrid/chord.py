@@ -18,6 +18,9 @@ Source:  Zhang et al. 2025 (arXiv:2508.11408); Trinity-RFT (chord_policy_loss.py
 Deviations:  the expert's completions are those of the step's prompts; theirs are drawn from a set of their own, twice as
     many as prompts.
 Not this:  hpt, which decides by prompt.
+Claim:  better than one after the other: 0.526 [0.512, 0.538] in the study "demonstrations" (5 seeds, 200 demonstrations and
+    a verifier), where sft, then grpo has 0.489 [0.471, 0.505], sft alone 0.521 and grpo 0.410; chord@phi 0.472 [0.453,
+    0.479].
 """
 
 import math

@@ -20,6 +20,8 @@ Deviations:  denominators are those of the mini-batch, theirs of the micro-batch
     gradient against the likelihood: set aggregate.scale to 1 / your max_tokens. Without the code's third zone (luffy's
     row between two gates) and its table of soft coefficients.
 Not this:  chord, which mixes both in every step by a schedule.
+Claim:  better than imitation, rewards, and one after the other: reproduced in the study "demonstrations" (5 seeds, 200
+    demonstrations and a verifier): 0.569 [0.542, 0.585] beside grpo's 0.410, sft's 0.521 and 0.489 for sft, then grpo.
 """
 
 from dataclasses import dataclass

@@ -19,6 +19,8 @@ Source:  Yan et al. 2025 (arXiv:2504.14945); the authors' code (ElliottYan/LUFFY
 Deviations:  8192 is theirs; it weighs the loss against the entropy bonus: set aggregate.scale to 1 / your max_tokens.
     Their sum is per micro-batch, so that it depends on its size; here it is over the mini-batch.
 Not this:  importance sampling of the expert's tokens, whose probabilities are not known.
+Claim:  learns from expert rows what rewards alone do not find: 0.505 [0.486, 0.520] in the study "demonstrations" (5 seeds,
+    200 demonstrations and a verifier), beside grpo's 0.410; sft alone has 0.521. With aggregate.scale = 1 / max_tokens.
 """
 
 from dataclasses import dataclass

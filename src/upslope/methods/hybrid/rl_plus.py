@@ -17,6 +17,8 @@ Deviations:  the code's choices where they differ from the paper's: uniform = 1,
     by the group's deviation, which the paper has: advantage.scale="sample_std". As in luffy, 8192 is theirs and the sum
     is over the mini-batch.
 Not this:  an estimate without bias: nobody knows the expert's probabilities.
+Claim:  ahead of luffy: 0.528 [0.516, 0.544] beside 0.505 [0.486, 0.520] in the study "demonstrations" (5 seeds, 200
+    demonstrations and a verifier), and grpo's 0.410; sft alone has 0.521. With aggregate.scale = 1 / max_tokens.
 """
 
 from dataclasses import dataclass

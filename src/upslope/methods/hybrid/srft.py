@@ -19,6 +19,8 @@ Source:  Fu et al. 2025 (arXiv:2506.19767), as HPT's authors implemented it (Tsi
 Deviations:  one update per step, where they take two mini-batches. As in luffy, 8192 is theirs and the sum is over the
     mini-batch.
 Not this:  w_rl does not weigh wrong completions, nor the demonstration's shaped term.
+Claim:  above GRPO and above imitation: not reproduced in the study "demonstrations" (5 seeds, 200 demonstrations and a
+    verifier): 0.311 [0.271, 0.332] beside grpo's 0.410 and sft's 0.521. With aggregate.scale = 1 / max_tokens.
 """
 
 from dataclasses import dataclass

@@ -13,6 +13,9 @@ Source:  Liu et al. 2024 (arXiv:2405.16436), whose baseline completion y0 is in 
 Deviations:  none known. `rpo_sft@trl` is what TRL 1.16 computes with loss_type=["sigmoid", "sft"], loss_weights=[1, 0.2]: the
     mean over all tokens of the preferred completions, in which long ones weigh more; equal in value and gradient.
 Not this:  slic_hinge has the same term beside a hinge without reference. A reward clip, or a KL penalty.
+Claim:  mitigates over-optimization: reproduced in the study "over_optimization" (5 seeds), with beta 0.1 and the
+    coefficient 0.2: the true reward rises to 0.828 [0.825, 0.834] at a KL of 1.3 nats where dpo falls to 0.459 [0.437,
+    0.474] at 4.3.
 """
 
 from upslope.methods.preference.dpo import dpo
