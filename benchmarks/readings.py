@@ -47,20 +47,6 @@ embedded one, and loses nearly all of that: with its small beta (0.02, a guess) 
 reference, the KL grows to 7 nats. That a soup holds the policy better than a single reference did not show; beta would have to
 be tuned for it.""",
     "bandits": """Where ten good arms in a row are far from the reference, samples of the policy itself and a loss that also pushes
-down win, as the paper has it: after 50 steps `rloo`, `grpo` and `ppo` are at 0.35 to 0.48, the same likelihoods without a negative
-part at 0.10 to 0.23, and `rloo` against `reinforce` differs in nothing but the baseline. At the reference most are within 0.06 of
-each other, `pref_ft` and `reinforce` behind. Three things the claim leaves out: with a single arm there is no such order, since
-4 % of the reference's own samples are good; `dpo` and `ipo`, which use two of ten samples, are slow at first and among the best
-at the end; and after 150 steps nearly all arrive, `ppo` (held by its KL and its clip) and `reinforce` excepted. Stale samples cost
-the more, the less a loss lowers: with the reference's only, `rloo` reaches 0.77, `dpo` 0.52, best-of-N and `reinforce` 0.13 and
-less. Using samples ten times costs all of them their first steps.
-
-Online against offline: with 128 stored pairs online DPO is ahead at every KL budget. With 2000, four for every sequence, it is
-not: what the gap was made of is coverage. Nor does it help to sample anew and let a judge decide that was fitted to the same 128
-pairs, when it has a number of its own for every sequence and generalizes to none. That offline training orders the reference's
-pairs better and still wins less reproduces with 2000 pairs (0.87 against 0.74 of them, win rates of 0.85 and 0.96 at the end); with
-128 it wins less and orders them alike.""",
-    "bandits": """Where ten good arms in a row are far from the reference, samples of the policy itself and a loss that also pushes
 down win, as the paper has it: after 50 steps `rloo`, `grpo` and `ppo` are at 0.35 to 0.48, those that only raise at 0.10 to 0.23,
 and `rloo` differs from `reinforce` in nothing but the baseline. At the reference most are within 0.06 of each other, `pref_ft`
 and `reinforce` behind. Three things the claim leaves out: with a single arm there is no such order, since 5 % of the reference's
