@@ -22,6 +22,7 @@ SMALL = {
     "threads": 1,
     "sinks": "[]",
 }
+GIVEN = {"dpo", "rm"}  # methods that sample nothing
 QUESTIONS = "".join(f'{{"question": "q{i}", "answer": "{i % 7}"}}\n' for i in range(40))
 Make = Callable[[Path, str], object]
 
@@ -61,6 +62,7 @@ def words_of(command: str, toy: str) -> list[str]:
     words = shlex.split(command.replace("TOY", toy))
     if words and words[0] in ("train", "compare") and "--help" not in words:
         given = {word.partition("=")[0] for word in words}
+        given |= {"rollout.group_size"} if GIVEN & set(words) else set()
         words += [w for name, value in SMALL.items() if name not in given for w in ("--set", f"{name}={value}")]
     return words
 

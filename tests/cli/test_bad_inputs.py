@@ -12,12 +12,12 @@ from upslope.__main__ import main
 from upslope.runs.lock import RunLock
 from upslope.runs.metrics import read_metrics
 
-from . import bad_data, bad_models, bad_words
+from . import bad_data, bad_models, bad_reward_models, bad_words
 from .bad_rewards import FAILED, REFUSED
 from .bad_runs import RESUME, RUNS
 from .scene import contents, put, run_here
 
-PLAIN = [*bad_words.CASES, *bad_data.CASES, *bad_models.CASES]
+PLAIN = [*bad_words.CASES, *bad_data.CASES, *bad_models.CASES, *bad_reward_models.CASES]
 
 
 def named(cases):

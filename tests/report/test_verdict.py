@@ -27,6 +27,23 @@ def test_a_rise_beyond_the_intervals_is_a_rise(tmp_path):
     assert (found.tone, found.reasons) == ("better", [])
 
 
+def test_without_a_verifier_the_reward_is_judged(tmp_path):
+    """Where only a reward model says what is good, its mean score over prompts is the headline; its interval has no bounds."""
+
+    def scored(step, value):
+        around = {"eval/reward_low": value - 0.5, "eval/reward_high": value + 0.5}
+        return {"step": step, "eval/reward": value, "eval/prompts": 64, **around}
+
+    found = judge(tmp_path, [scored(0, -1.2), scored(20, 3.4)])
+    assert found.sentence == (
+        "Held-out reward rose from -1.20 [-1.70, -0.70] to 3.40 [2.90, 3.90] in 20 steps, on 64 instances never trained on."
+    )
+    assert found.tone == "better"
+    assert judge(tmp_path, [scored(0, 1.0), scored(20, 1.2)]).reasons == []
+    both = judge(tmp_path, [evaluated(0, 0.38, **{"eval/reward": 5.0}), evaluated(40, 0.91, **{"eval/reward": 1.0})])
+    assert both.sentence.startswith("Held-out pass@1 rose")
+
+
 def test_a_fall_is_a_fall(tmp_path):
     found = judge(tmp_path, [evaluated(0, 0.9), evaluated(40, 0.5)])
     assert found.tone == "worse"
