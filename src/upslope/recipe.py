@@ -235,8 +235,9 @@ class Recipe(Assembly):
             "row_share": batch.trained.to(batch.dtype) / batch.trained.sum(),
         }
         for index, term in enumerate(self.all_terms()):
-            whole = term.rows is None
-            within = batch.mask if whole else batch.mask & term.rows(batch.read_by(term.rows)).unsqueeze(1)
+            whole, within = term.rows is None, batch.mask
+            if term.rows is not None:
+                within = within & term.rows(batch.read_by(term.rows)).unsqueeze(1)
             scale = penalty_scale = torch.zeros_like(batch.logp, dtype=batch.dtype)
             if whole or within.any():
                 inner = batch if whole else batch.replace(mask=within)

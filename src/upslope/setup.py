@@ -4,7 +4,7 @@ import functools
 import hashlib
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | No
         "gradient_checkpointing": config.gradient_checkpointing,
         "vocab_chunk": config.vocab_chunk,
     }
-    load = LanguagePolicy.load
+    load: Callable[..., Any] = LanguagePolicy.load
     if trains_reward_model(recipe):
         from upslope.policies.reward_model import RewardModel
 

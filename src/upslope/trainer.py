@@ -184,7 +184,7 @@ class Trainer:
         return without_effect(self.parts.recipe, self.parts.max_tokens)
 
     def _sampling(self) -> Sampling:
-        c, temperature = self.config, self.parts.recipe.rollout.temperature  # type: ignore[union-attr]
+        c, temperature = self.config, self.parts.recipe.rollout.temperature
         return Sampling(self.parts.max_tokens, temperature, c.top_p, c.top_k, c.stop)
 
     def _train_step(self, step: int) -> dict[str, Any]:

@@ -29,13 +29,15 @@ class Actor(Protocol):
 
 @dataclass
 class Networks:
-    """Whatever a recipe has; the others are None. `alpha` is the temperature as it is."""
+    """Whatever a recipe has; the others are None. `alpha` is the temperature as it is, `index` what a part made of the log."""
 
     policy: Any
     critic: EnsembleNetwork | None = None
     value: EnsembleNetwork | None = None
     target_policy: Any = None
     target_critic: EnsembleNetwork | None = None
+    proposer: Any = None
+    index: Any = None
     alpha: float = 0.0
 
 
@@ -43,7 +45,8 @@ class Minibatch:
     """B transitions as columns, and the networks.
 
         observation, next_observation [B, O]    action [B, A]    reward, terminated [B]    state_action [B, O + A]
-        next_action [B, A], return_to_go [B]     where a log gives them
+        next_action [B, A], return_to_go, lambda_return, advantage [B]     where they are asked for
+        target [B], target_action [B, A]     y and a' of the critic's update, once it was made
 
     combine          members of the target ensemble -> one value, the recipe's stage `ensemble`: q [E, B] -> [B]
     choose           the members that it wants, or None for all
@@ -58,7 +61,7 @@ class Minibatch:
         generator: torch.Generator,
         *,
         combine: Callable[[Tensor], Tensor],
-        choose: Callable[[int, torch.Generator], Sequence[int] | None],
+        choose: Callable[[int, torch.Generator], Sequence[int] | None] | None,
         own_inputs: bool = False,
     ) -> None:
         self.rows, self.columns, self.networks, self.generator = rows, columns, networks, generator
@@ -76,6 +79,8 @@ class Minibatch:
         self._logged: Tensor | None = None
         self._inputs: Tensor | None = None
         self.policy_q: Tensor | None = None
+        self.target: Tensor | None = None
+        self.target_action: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,9 +110,8 @@ class Minibatch:
         critic = self.networks.target_critic
         assert critic is not None
         inputs = torch.cat([observation, action], -1)
-        return self.combine(
-            critic(inputs, members=self.choose(critic.members, self.generator), generator=self.generator)
-        )
+        members = None if self.choose is None else self.choose(critic.members, self.generator)
+        return self.combine(critic(inputs, members=members, generator=self.generator))
 
     def value(self, observation: Tensor) -> Tensor:
         """V(s) [B], with gradient."""

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upslope.actor_critic.relabel import relabel_log
 from upslope.actor_critic.selfcheck import run_checks
 from upslope.actor_critic.setup import Opened, open_run
 from upslope.collect import seeded
 from upslope.control.evaluation import play_episodes, return_metrics
 from upslope.errors import UsageError
+from upslope.offline.found import normalized_score
 from upslope.outcomes import Event
 from upslope.registry import make
 from upslope.runs.files import write_atomic
@@ -67,7 +69,10 @@ class ActorCriticTrainer(Trainer):
             deterministic=settings.deterministic,
             seed=self.config.seed,
         )
-        return return_metrics(episodes)
+        found = return_metrics(episodes)
+        if parts.log is not None and parts.log.references is not None:
+            found["eval/normalized_score"] = normalized_score(found["eval/return"], parts.log.references)
+        return found
 
     def _evaluate(self, step: int) -> dict[str, Any]:
         return dict(self.evaluate())
@@ -112,12 +117,17 @@ class ActorCriticTrainer(Trainer):
         data: Any = parts.recipe.data
         source = parts.logged if parts.logged is not None else parts.replay
         generator = seeded(self.config.seed, step, "draw")
+        relabel: Any = parts.recipe.relabel
         total = parts.recipe.rollout.steps * parts.recipe.update.per_step  # type: ignore[attr-defined]
         every = max(1, total // WATCHED)
         done = 0
         while done < total:
             count = min(AHEAD, total - done)
-            rows = source.draw(count * data.batch_size, generator).view(count, data.batch_size, -1)
+            if relabel is not None:
+                if done % relabel.every == 0:
+                    relabel_log(relabel, parts.learner, source)
+                count = min(count, relabel.every - done % relabel.every)
+            rows = source.draw(count * data.batch_size, generator, parts.shares).view(count, data.batch_size, -1)
             for batch in rows:
                 done += 1
                 self._update(batch, watch=done % every == 0)
@@ -159,6 +169,8 @@ class ActorCriticTrainer(Trainer):
     @property
     def _played(self) -> int:
         """Transitions that were played, rather than read from a log."""
+        if self.parts.unfinished is not None:
+            return self.parts.unfinished.played
         return self.parts.replay.added - self._poured
 
     def _action(self, act: Any, observation: np.ndarray, generator: torch.Generator, uniform: bool) -> np.ndarray:
@@ -174,8 +186,12 @@ class ActorCriticTrainer(Trainer):
 
     def _store(self, observation: np.ndarray, action: np.ndarray, found: Step) -> None:
         columns = (observation, action, found.reward, found.terminated, found.truncated, found.next_observation)
+        if self.parts.unfinished is not None:
+            for rows in self.parts.unfinished.add(columns, found.valid):
+                self.parts.replay.add(rows)
+            return
         if found.valid is not None:
-            columns = tuple(column[found.valid] for column in columns)  # type: ignore[assignment]
+            columns = tuple(column[found.valid] for column in columns)
         self.parts.replay.add_step(*columns)
 
     def _draw(self, generator: torch.Generator) -> Tensor:
@@ -184,9 +200,12 @@ class ActorCriticTrainer(Trainer):
         size: int = data.batch_size  # type: ignore[attr-defined]
         if parts.logged is None:
             return parts.replay.draw(size, generator)
-        share: float = data.log_share  # type: ignore[attr-defined]
+        share: float = data.log_share if len(parts.replay) else 1.0  # type: ignore[attr-defined]
         logged = round(size * share)
-        return torch.cat([parts.logged.draw(logged, generator), parts.replay.draw(size - logged, generator)])
+        from_log = parts.logged.draw(logged, generator, parts.shares)
+        if logged == size:
+            return from_log
+        return torch.cat([from_log, parts.replay.draw(size - logged, generator)])
 
     def _update(self, rows: Tensor, *, watch: bool) -> None:
         self.parts.learner.update(rows, watch=watch)
@@ -197,6 +216,9 @@ class ActorCriticTrainer(Trainer):
         """Saves what was learned until an environment failed; a resumed run starts other episodes."""
         assert self.parts.environments is not None
         self.parts.environments.skip()
+        if self.parts.unfinished is not None:
+            for rows in self.parts.unfinished.cut():
+                self.parts.replay.add(rows)
         self._log_event(step, Event("environment failed", str(error)))
         self._finish_step(step, {"env_steps": float(self._played), **_means(self._seen)})
         self._save()
@@ -220,6 +242,8 @@ class ActorCriticTrainer(Trainer):
             self._describe_store()
             state["saved"] = dict(list(self._saved.items())[-self.config.keep_checkpoints :])
             state["environments"] = parts.environments.state()
+            if parts.unfinished is not None:
+                state["unfinished"] = parts.unfinished.state()
         self.folder.save(self.step, write_policy=parts.policy.save, state=state, keep=self.config.keep_checkpoints)
         if parts.environments is not None and self._stored is not None:
             self._saved = dict(state["saved"])
@@ -233,7 +257,8 @@ class ActorCriticTrainer(Trainer):
             about = {
                 "observation": parts.layout.observation,
                 "action": parts.layout.action,
-                "environments": parts.environments.count,
+                # rows of several copies stand step by step, or whole episodes after each other
+                "environments": parts.environments.count if parts.unfinished is None else 1,
                 "task": self.config.task,
             }
             write_atomic(self._stored / "about.json", json.dumps(about) + "\n")
@@ -263,6 +288,8 @@ class ActorCriticTrainer(Trainer):
             assert self._stored is not None
             parts.replay.load(self._stored, state["replay"])
             self._saved = dict(state["saved"])
+            if parts.unfinished is not None:
+                parts.unfinished.restore(state["unfinished"])
             for lost in parts.environments.restore(state["environments"]):
                 self._log_event(step, Event("environment not repeatable", lost))
         set_rng_state(state["rng"])

@@ -202,5 +202,5 @@ def _update(
         error = recipe.critic(prepared.replace(value=value))
         loss = loss + (error * prepared.token_share).sum()
     state.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     state.optimizer.step()

@@ -128,7 +128,7 @@ def fitted_rewards(lab: ExactLab, draws: Sequence[Draw], centering: float = 0.01
         optimizer.zero_grad()
         column = rewards[rows].unsqueeze(1)
         batch = Batch(logp=torch.zeros_like(column).detach(), value=column, label=labels, group=group)
-        recipe(batch)[0].backward()  # type: ignore[no-untyped-call]
+        recipe(batch)[0].backward()
         optimizer.step()
     return rewards.detach()
 
@@ -225,7 +225,7 @@ def follow(
         draw = source(step, theta.detach())
         draw = judged(draw, judge, generator) if draw.label is None else draw
         optimizer.zero_grad()
-        recipe(pair_batch(lab, theta, ref, draw))[0].backward()  # type: ignore[no-untyped-call]
+        recipe(pair_batch(lab, theta, ref, draw))[0].backward()
         optimizer.step()
         draws.append(draw)
         if (step + 1) % every == 0 or step + 1 == steps:

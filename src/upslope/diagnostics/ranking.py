@@ -102,7 +102,8 @@ class PairScores:
 
     def select(self, rows: Tensor) -> "PairScores":
         """The pairs `rows` [p] int64, or a bool mask [P]."""
-        return PairScores(**{name: None if c is None else c[rows] for name, c in vars(self).items()})
+        columns: dict[str, Any] = {name: None if c is None else c[rows] for name, c in vars(self).items()}
+        return PairScores(**columns)
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ COLUMNS = ("difficulty", "pairs", "reference", "ranked right", "per token", "gai
 
 def ranking_table(whole: RankingReport, parts: Sequence[RankingReport]) -> list[str]:
     """A table by difficulty, one line per part and one for all pairs."""
-    rows = [COLUMNS]
+    rows: list[tuple[str, ...]] = [COLUMNS]
     for part in (*parts, whole):
         name = "all" if part is whole else f"{part.difficulty[0]:+.2f} to {part.difficulty[1]:+.2f}"
         shares = (part.reference, part.accuracy, part.normalized, part.implicit)

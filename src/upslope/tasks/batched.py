@@ -34,7 +34,7 @@ class BatchedCartPole(Environments):
 
         super().__init__(count, seed, convention=convention, limit=limit)
         self.name = name
-        self._inner = CartPoleVectorEnv(count, max_episode_steps=2**31 - 1, **settings)
+        self._inner: Any = CartPoleVectorEnv(count, max_episode_steps=2**31 - 1, **settings)
         self._inner.reset(seed=0)
         self._inner.action_space = _Anything()  # the policy's actions are in range: 5 microseconds a step for nothing
         self.observations = ObservationSpec.of(self._inner.single_observation_space)
@@ -191,7 +191,7 @@ class Vectorized(Environments):
                 f"{self.name} resets in the same step and gives no info['final_obs'], the last observations of the episodes."
             )
         reached = reached.copy()
-        for row in ended.nonzero()[0]:
+        for row in ended.nonzero()[0].tolist():
             self._write(of_row(finals, row), reached[row], row)
         return reached
 
