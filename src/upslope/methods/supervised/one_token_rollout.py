@@ -14,7 +14,8 @@ Source:  arXiv:2509.26313; no code was found. Rewards 1 and a small negative num
     gradient are the paper's; penalty = 0.1 and temperature = 1.3 are from memory.
 Deviations:  samples=0, the expectation, is the default: the paper draws K = 256. The mean is over the tokens of the
     batch, theirs over a completion's and then over completions: aggregate=SequenceMean().
-Not this:  a rollout: the context is the demonstration's throughout.
+Not this:  a rollout: the context is the demonstration's throughout. The settings temperature and samples of that stage, which are
+    of completions; those of the loss are surrogate.temperature and surrogate.samples.
 """
 
 from collections.abc import Mapping
