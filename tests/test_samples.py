@@ -267,6 +267,15 @@ def test_the_reference_writes_and_is_made_anew(toy, pairs):
     assert [row["pairs/margin"] == pytest.approx(0, abs=1e-5) for row in rows[1:]] == [True, False, True, False]
 
 
+@pytest.mark.parametrize("old_logp", ["sampler", "recompute"])
+def test_the_writers_log_probs_stay_those_of_the_writer(toy, demos, old_logp):
+    recipe = make("seppo", sampler="reference")
+    settings = {"old_logp": old_logp, "steps": 3, "optimizer": {"lr": 1e-2}, **SMALL}
+    with Trainer(recipe, model=toy, data=str(demos), **settings) as trainer:
+        rows = trainer.train().rows
+    assert [abs(row["pairs/margin"]) < 1e-4 for row in rows[1:]] == [True, False, False]
+
+
 def refused_columns(recipe):
     with pytest.raises(UsageError) as error:
         check_columns(recipe)

@@ -25,7 +25,6 @@ Claim:  lower reverse KL, better reward: not seen with the published 1e-4 in the
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from upslope.batch import Batch
@@ -51,10 +50,9 @@ class SampledKL(Part):
         k = sequence_score(batch, reference=True, normalized=False).detach()
         fit = batch.replace(valid=batch.valid & batch.trained)
         mean, count = (column[batch.group] for column in fit.group_mean(k))
-        others = (count * mean - k) / (count - 1).clamp(min=1)
-        advantage = torch.where(count > 1, k - others, k)
+        others = (count * mean - k) / (count - 1).clamp(min=1)  # 0 for a sample without mates
         logp = (batch.logp * batch.mask).sum(1)
-        return k + advantage * (logp - logp.detach())
+        return k + (k - others) * (logp - logp.detach())
 
 
 @method(
