@@ -1,0 +1,47 @@
+"""What a log holds before it is checked and scaled, whatever format it came in."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from upslope.errors import UsageError
+from upslope.tasks.spaces import ActionSpec
+
+
+@dataclass(frozen=True)
+class Found:
+    """Arrays by name, rows in the order of their steps, actions in the environment's units.
+
+    arrays          observations, actions, rewards, terminals, timeouts, next_observations: those that there are
+    task            the registered id of the environment, where that is known; task_settings: its keywords
+    actions         its action space; None where nothing says so
+    references      (return of random actions, return of an expert), for normalized scores
+    rewarded        False: the log has no rewards, and zeros stand for them
+    notes           what was left out, in words
+    """
+
+    arrays: dict[str, np.ndarray]
+    task: str | None = None
+    task_settings: dict[str, Any] = field(default_factory=dict)
+    actions: ActionSpec | None = None
+    references: tuple[float, float] | None = None
+    rewarded: bool = True
+    notes: tuple[str, ...] = ()
+
+
+def normalized_score(returns: float, references: tuple[float, float]) -> float:
+    """100 (return - random) / (expert - random): 0 is random actions, 100 the expert (D4RL; Minari's is a hundredth of it)."""
+    low, high = references
+    return 100.0 * (returns - low) / (high - low)
+
+
+def need_h5py() -> Any:
+    """The module h5py. Raises UsageError saying how to install it."""
+    try:
+        import h5py
+    except ImportError:
+        raise UsageError(
+            "HDF5 files need the package h5py, which is not installed. Run: pip install 'upslope[offline]'"
+        ) from None
+    return h5py
