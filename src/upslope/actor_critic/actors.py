@@ -70,6 +70,7 @@ class OverValue(Part):
     """A = ensemble of Q'(s, a) - V(s), [B], without gradient."""
 
     reads_value: ClassVar[bool] = True
+    reads_critic: ClassVar[bool] = True
     formula: ClassVar[str] = "{{ensemble}} Q'_j(s, a) - V(s)"
 
     def __call__(self, m: Minibatch) -> Tensor:

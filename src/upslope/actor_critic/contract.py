@@ -45,7 +45,9 @@ def learner_of(recipe: ActorCritic, *, extras: tuple[str, ...] | None = None, se
     observations = ObservationSpec((Leaf("observation", (OBSERVATION,)),))
     actions = ActionSpec("continuous", (ACTION,), low=(-1.0,) * ACTION, high=(1.0,) * ACTION)
     policy = ControlPolicy(observations, actions, recipe.policy)  # type: ignore[arg-type]
-    return Learner(recipe, policy, layout, torch.Generator().manual_seed(seed))
+    learner = Learner(recipe, policy, layout, torch.Generator().manual_seed(seed))
+    learner.index_log(transitions(layout, rows=4 * ROWS))
+    return learner
 
 
 def check_columns(recipe: ActorCritic) -> None:
@@ -126,7 +128,7 @@ def _cycle(recipe: ActorCritic) -> int:
 def _small(recipe: ActorCritic) -> ActorCritic:
     """The recipe with networks that are quick."""
     changed = {}
-    for stage in ("policy", "critic", "value"):
+    for stage in ("policy", "critic", "value", "proposer"):
         part = getattr(recipe, stage)
         names = {f.name for f in fields(part)} & {"hidden"} if part is not None else set()
         if names:

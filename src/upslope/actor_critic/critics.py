@@ -120,9 +120,11 @@ class SmoothedTarget(Part):
         """a' [B, A]."""
         mode: Tensor = m.networks.target_policy.mode(m.next_observation)
         if self.noise == 0:
+            m.target_action = mode
             return mode
         noise = torch.randn(mode.shape, generator=m.generator).mul_(self.noise).clamp_(-self.clip, self.clip)
-        return noise.add_(mode).clamp_(-1.0, 1.0)
+        m.target_action = noise.add_(mode).clamp_(-1.0, 1.0)
+        return m.target_action
 
     def describe(self) -> str:
         return (
@@ -183,6 +185,7 @@ class Expectile(Part):
 
     tau: float = 0.7
     hidden: tuple[int, ...] = (256, 256)
+    reads_critic: ClassVar[bool] = True
     formula: ClassVar[str] = "mean |{tau:g} - 1[u < 0]| u^2,  u = {{ensemble}} Q'_j(s, a) - V(s)"
 
     def __post_init__(self) -> None:

@@ -51,12 +51,16 @@ class Learner:
         self.targets: dict[str, Target] = {}
         if recipe.critic is not None:
             self.networks.critic = recipe.critic.build(inputs)  # type: ignore[attr-defined]
-            self.flats["critic"] = Flat(self.networks.critic, update.critic_lr)  # type: ignore[arg-type]
+            self.flats["critic"] = Flat(self.networks.critic, update.critic_lr)
             self.targets["critic"] = self._target("critic")
             self.networks.target_critic = self.targets["critic"].network  # type: ignore[assignment]
         if recipe.value is not None:
             self.networks.value = recipe.value.build(layout.observation)  # type: ignore[attr-defined]
-            self.flats["value"] = Flat(self.networks.value, update.critic_lr)  # type: ignore[arg-type]
+            self.flats["value"] = Flat(self.networks.value, update.critic_lr)
+        if recipe.proposer is not None:
+            part: Any = recipe.proposer
+            self.networks.proposer = part.build(layout.observation, layout.action)
+            self.flats["proposer"] = Flat(self.networks.proposer, part.lr)
         if recipe.any_reads("reads_target_policy"):
             self.targets["policy"] = self._target("policy")
             self.networks.target_policy = Head(self.targets["policy"].network)  # type: ignore[arg-type]
@@ -64,6 +68,7 @@ class Learner:
         self.networks.alpha = self._alpha()
         self.updates = 0
         self._penalties = as_tuple(recipe.penalty)
+        self._value_last = reads(recipe.value, "after_critic")
         self._own_inputs = any(reads(part, "reads_action_gradient") for part in self._penalties)
         self.stats: dict[str, float] = {}
 
@@ -74,13 +79,24 @@ class Learner:
     def _alpha(self) -> float:
         return alpha_of(self.recipe.temperature, self.state.get("temperature", {}))
 
+    def scaled(self, rows: Tensor) -> Tensor:
+        """Rows [B, width] as the networks see them."""
+        return rows if self.scale is None else torch.addcmul(self.scale[0], rows, self.scale[1])
+
+    def index_log(self, rows: Tensor) -> None:
+        """Lets a part that looks things up in the whole log make what it needs of all of its rows [n, width]."""
+        for _, part in self.recipe.stages():
+            if reads(part, "reads_index"):
+                first, last = self.columns["observation"]
+                begin, end = self.columns["action"]
+                rows = self.scaled(rows)
+                self.networks.index = part.index(rows[:, first:last], rows[:, begin:end])  # type: ignore[attr-defined]
+
     def minibatch(self, rows: Tensor) -> Minibatch:
         """Rows [B, width] with the networks as they are."""
         ensemble: Any = self.recipe.ensemble
-        if self.scale is not None:
-            rows = torch.addcmul(self.scale[0], rows, self.scale[1])
         return Minibatch(
-            rows,
+            self.scaled(rows),
             self.columns,
             self.networks,
             self.generator,
@@ -95,15 +111,17 @@ class Learner:
         m = self.minibatch(rows)
         self.updates += 1
         seen: dict[str, Tensor] = {}
-        if recipe.value is not None:
-            loss = recipe.value(m)
-            self.flats["value"].step(loss)
-            seen["value_loss"] = loss
+        if recipe.value is not None and not self._value_last:
+            self._other("value", m, seen)
         actor_due = self.updates % update.actor_every == 0  # type: ignore[attr-defined]
         if actor_due and update.first == "actor":  # type: ignore[attr-defined]
             self._actor(m, seen)
         if recipe.critic is not None:
             self._critic(m, seen)
+        if recipe.value is not None and self._value_last:
+            self._other("value", m, seen)
+        if recipe.proposer is not None:
+            self._other("proposer", m, seen)
         if actor_due and update.first == "critic":  # type: ignore[attr-defined]
             self._actor(m, seen)
         targets: Any = recipe.targets
@@ -115,9 +133,15 @@ class Learner:
             if recipe.temperature is not None:
                 self.stats["alpha"] = self.networks.alpha
 
+    def _other(self, name: str, m: Minibatch, seen: dict[str, Tensor]) -> None:
+        loss = getattr(self.recipe, name)(m)
+        self.flats[name].step(loss)
+        seen[f"{name}_loss"] = loss
+
     def _critic(self, m: Minibatch, seen: dict[str, Tensor]) -> None:
         with torch.no_grad():
             target = self.recipe.target(m)  # type: ignore[misc]
+        m.target = target
         q = m.logged_q()
         loss = self.recipe.regression(q, target)  # type: ignore[misc]
         seen["critic_loss"] = loss
@@ -131,7 +155,7 @@ class Learner:
 
     def _actor(self, m: Minibatch, seen: dict[str, Tensor]) -> None:
         recipe = self.recipe
-        weights = ()
+        weights: tuple[Tensor, ...] = ()
         if recipe.weight is not None:
             with torch.no_grad():
                 weight = recipe.weight(recipe.advantage(m))  # type: ignore[misc]

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from upslope.actor_critic.replay import STEP, Layout, pieces
+from upslope.actor_critic.replay import EXTRAS, STEP, Layout, pieces
 from upslope.errors import UsageError
 from upslope.tasks.spaces import ActionSpec
 
@@ -72,15 +72,36 @@ class Log:
         """Whether step `index` is its episode's last."""
         return bool(self.terminated[index] or self.truncated[index] or index == len(self) - 1)
 
-    def rows(self, layout: Layout, discount: float) -> Tensor:
-        """Rows [m, width] for a buffer. Where the next action is read, steps that have none are left out (m < n)."""
+    @property
+    def episode(self) -> np.ndarray:
+        """The number of the episode that a step is of, [n]: 0, 1, ..."""
+        return np.cumsum(self.last) - self.last
+
+    @property
+    def first(self) -> np.ndarray:
+        """Where each episode's first step stands, [episodes]."""
+        return np.concatenate([[0], self.last.nonzero()[0][:-1] + 1])
+
+    def at(self, steps: np.ndarray) -> "Log":
+        """The log of these steps [n] bool, which must be whole episodes."""
+        return replace(self, **{name: getattr(self, name)[steps] for name in STEP})
+
+    def kept(self, layout: Layout) -> np.ndarray:
+        """Which steps `rows` gives, [n] bool: where the next action is read, those that have one, or need none."""
+        whole = np.ones(len(self), dtype=bool)
+        return ~self.last | (self.terminated > 0) if "next_action" in layout.extras else whole
+
+    def rows(self, layout: Layout, discount: float, reward: tuple[float, float] = (1.0, 0.0)) -> Tensor:
+        """Rows [m, width] for a buffer, of the steps `kept`. `reward` (factor, offset) is what the learner makes of rewards:
+        they stay as they are, and returns to go are of what it makes. Columns of `relabel` are 0."""
         columns: dict[str, np.ndarray] = {name: getattr(self, name) for name in STEP}
-        keep = np.ones(len(self), dtype=bool)
+        columns |= {name: np.zeros(len(self)) for name in EXTRAS if name in layout.extras}
+        keep = self.kept(layout)
         if "next_action" in layout.extras:
             columns["next_action"] = np.concatenate([self.action[1:], self.action[-1:]])
-            keep = ~self.last | (self.terminated > 0)
         if "return_to_go" in layout.extras:
-            columns["return_to_go"] = self.return_to_go(discount)
+            seen = replace(self, reward=self.reward * reward[0] + reward[1])
+            columns["return_to_go"] = seen.return_to_go(discount)
         made = np.empty((int(keep.sum()), layout.width), dtype=np.float32)
         for name, (first, end) in layout.columns().items():
             made[:, first:end] = columns[name].reshape(len(self), -1)[keep]

@@ -19,12 +19,15 @@ class ActorCritic(Assembly):
     rollout       how the environments are played, and where a step of the run ends
     exploration   what is done to the policy's action there; None: its own sample
     data, reward  which transitions a batch is of; what is done to their rewards
+    selection     which episodes of a log, and how often; None: every transition alike
+    relabel       columns of the log that are computed anew, all at once, as V changes
     policy        the network of the actor and its distribution
     critic        the ensemble of Q networks                       targets       how the target networks follow
     ensemble      how target members become one value              value         V's network and loss
     target        y [B]                                            regression    what is minimised of Q - y
     penalty       further summands of the critics' loss            temperature   alpha
     advantage, weight   of stored actions [B], for an actor that raises their likelihood
+    proposer      a network that proposes actions
     actor         what the policy minimises                        behavior      what it becomes, near the data
     update        how often and how far
 
@@ -37,6 +40,8 @@ class ActorCritic(Assembly):
     rollout: Part
     update: Part
     exploration: Part | None = None
+    selection: Part | None = None
+    relabel: Part | None = None
     reward: Part | None = None
     critic: Part | None = None
     value: Part | None = None
@@ -46,14 +51,15 @@ class ActorCritic(Assembly):
     penalty: Parts = None
     advantage: Part | None = None
     weight: Part | None = None
+    proposer: Part | None = None
     behavior: Part | None = None
     temperature: Part | None = None
     targets: Part | None = None
     name: str = field(default="recipe", compare=False)
     terms: ClassVar[tuple[Any, ...]] = ()  # type: ignore[misc]  # every summand is a stage
     STAGES: ClassVar[tuple[str, ...]] = (
-        "rollout", "exploration", "data", "reward", "policy", "critic", "value", "ensemble", "target", "regression", "penalty",
-        "advantage", "weight", "actor", "behavior", "temperature", "targets", "update",
+        "rollout", "exploration", "data", "selection", "relabel", "reward", "policy", "critic", "value", "ensemble", "target",
+        "regression", "penalty", "advantage", "weight", "proposer", "actor", "behavior", "temperature", "targets", "update",
     )  # fmt: skip
 
     @property
@@ -71,14 +77,16 @@ class ActorCritic(Assembly):
         if self.critic is not None:
             for stage in critic:
                 self._require(stage, "a critic learns from")
-        elif found := [stage for stage in (*critic, "penalty", "value") if getattr(self, stage) is not None]:
+        elif found := [stage for stage in (*critic, "penalty") if getattr(self, stage) is not None]:
             raise UsageError(
                 f"'{self.name}' has {found[0]} but no critic. Add critic=Critics(), or leave {found[0]} out."
             )
         if self.any_reads("reads_critic"):
-            self._require("critic", "its actor reads")
+            self._require("critic", "one of its parts reads")
         if self.any_reads("reads_value"):
-            self._require("value", "V is read by a part")
+            self._require("value", "one of its parts reads")
+        if self.any_reads("reads_proposer"):
+            self._require("proposer", "one of its parts reads")
         if self.weight is not None:
             self._require("advantage", "weights are made of")
             if not reads(self.actor, "weighted"):
@@ -122,11 +130,14 @@ class ActorCritic(Assembly):
             lines += [f"critic loss = {' + '.join(summands)}", f"  y = {text(self.target)}"]
         if self.value is not None:
             lines.append(f"V's loss = {text(self.value)}")
+        if self.proposer is not None:
+            lines.append(f"proposer's loss = {text(self.proposer)}")
         lines.append(f"actor loss = {'objective' if self.behavior else text(self.actor)}")
         if self.behavior is not None:
             lines[-1] = f"actor loss = {text(self.behavior)}"
             lines.append(f"  objective = {text(self.actor)}")
-        for symbol, part in (("w", self.weight), ("A", self.advantage), ("R", self.reward)):
+        named = (("w", self.weight), ("A", self.advantage), ("R", self.reward))
+        for symbol, part in (*named, ("over the log", self.relabel), ("drawn", self.selection)):
             if part is not None:
                 lines.append(f"  {symbol} = {text(part)}")
         if self.temperature is not None:

@@ -16,8 +16,10 @@ from upslope.runs.files import DISK_ERRORS, RunError, human_bytes, reason, sync
 
 STEP = ("observation", "action", "reward", "terminated", "truncated", "next_observation")
 """Columns of every transition."""
-EXTRAS = ("next_action", "return_to_go")
-"""Columns that a log may have beyond those: [B, A] and [B]."""
+EXTRAS = ("next_action", "return_to_go", "lambda_return", "advantage")
+"""Columns that a log may have beyond those: [B, A], and [B] the others. The last two are a recipe's `relabel`'s."""
+AHEAD = frozenset({"next_action", "return_to_go"})
+"""Those of them that only the rest of an episode tells."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,13 @@ class Replay:
             rows[:, first:last] = torch.as_tensor(columns[name]).reshape(len(rows), last - first)
         return rows
 
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` rows [count, width], uniformly and with replacement."""
-        chosen = torch.randint(0, len(self), (count,), generator=generator)
+    def draw(self, count: int, generator: torch.Generator, shares: Tensor | None = None) -> Tensor:
+        """`count` rows [count, width] with replacement: uniformly, or of row i with chance shares[i] - shares[i - 1]."""
+        if shares is None:
+            chosen = torch.randint(0, len(self), (count,), generator=generator)
+        else:
+            points = torch.rand(count, generator=generator, dtype=torch.float64)
+            chosen = torch.searchsorted(shares, points, right=True).clamp_(max=len(shares) - 1)
         return self.rows.index_select(0, chosen)
 
     def column(self, name: str) -> Tensor:

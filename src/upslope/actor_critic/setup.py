@@ -13,7 +13,8 @@ from upslope.actor_critic.data import Affine, ReturnRange
 from upslope.actor_critic.learner import Learner
 from upslope.actor_critic.log import Log, open_log
 from upslope.actor_critic.recipe import ActorCritic
-from upslope.actor_critic.replay import Layout, Replay
+from upslope.actor_critic.replay import AHEAD, Layout, Replay
+from upslope.actor_critic.unfinished import Unfinished
 from upslope.collect import key_number, seeded
 from upslope.config import Config
 from upslope.errors import UsageError
@@ -39,6 +40,8 @@ class Opened:
     evaluation     copies of the same for evaluation, one per episode; None without a task
     log            None without --data
     replay         what is played; the log, too, unless the recipe draws from it separately (`logged`)
+    shares         summed chances [n] of the log's transitions; None: all alike
+    unfinished     episodes that still run, held back where a column is of their rest
     """
 
     recipe: ActorCritic
@@ -50,6 +53,8 @@ class Opened:
     evaluation: Environments | None
     log: Log | None
     logged: Replay | None
+    shares: Tensor | None
+    unfinished: Unfinished | None
     task: Any
     judge: None = None
 
@@ -112,14 +117,15 @@ def open_run(config: Config, recipe: ActorCritic, task: Any) -> Opened:
     if config.data is not None and log is None:
         assert evaluation is not None
         log = open_log(config.data, evaluation.actions)
+    log, chances = _selected(recipe, log)
     plays = evaluation is not None and (log is None or rollout.offline_steps is not None)
     if log is None and (recipe.needs or recipe.any_reads("reads_log")):
         raise UsageError(
             f"'{recipe.name}' keeps to the actions of a log: give --data FILE, or the folder of a run that has played."
         )
-    if plays and recipe.needs:
+    if plays and (only := sorted(recipe.needs - AHEAD)):
         raise UsageError(
-            f"'{recipe.name}' reads {', '.join(sorted(recipe.needs))}, which only a log has. Set rollout.offline_steps=None."
+            f"'{recipe.name}' reads {', '.join(only)}, which only a log has. Set rollout.offline_steps=None."
         )
     played = config.steps * rollout.steps * rollout.environments
     if log is None and rollout.warmup >= played > 0:
@@ -135,9 +141,48 @@ def open_run(config: Config, recipe: ActorCritic, task: Any) -> Opened:
     scale = _scale(recipe, layout, log, policy)
     updates = config.steps * rollout.steps * recipe.update.per_step  # type: ignore[attr-defined]
     learner = Learner(recipe, policy, layout, seeded(config.seed, "learner"), total=updates, scale=scale)
-    replay, logged = _buffers(recipe, layout, log, environments is not None)
+    reward = _of_reward(layout, scale)
+    replay, logged = _buffers(recipe, layout, log, reward, environments is not None)
+    if log is not None:
+        source = logged if logged is not None else replay
+        learner.index_log(source.rows[: len(source)])
+    shares = _shares(log, chances, layout)
+    unfinished = None
+    if environments is not None and recipe.needs:
+        unfinished = Unfinished(environments.count, layout, _discount(recipe), reward)
     text = _told(config, recipe, name, environments, log)
-    return Opened(recipe, policy, learner, replay, layout, environments, evaluation, log, logged, Setting(text))
+    return Opened(
+        recipe, policy, learner, replay, layout, environments, evaluation, log, logged, shares, unfinished, Setting(text)
+    )
+
+
+def _selected(recipe: ActorCritic, log: Log | None) -> tuple[Log | None, np.ndarray | None]:
+    """The log's episodes that are drawn at all, with the weight of each of its transitions; None: all alike."""
+    part: Any = recipe.selection
+    if part is None:
+        return log, None
+    if log is None:
+        raise UsageError(f"'{recipe.name}' chooses among the episodes of a log: give --data FILE, or a run's folder.")
+    weight = np.asarray(part(log), dtype=np.float64)[log.episode]
+    log, weight = log.at(weight > 0), weight[weight > 0]
+    return log, None if (weight == weight[0]).all() else weight
+
+
+def _shares(log: Log | None, weight: np.ndarray | None, layout: Layout) -> Tensor | None:
+    if log is None or weight is None:
+        return None
+    summed = np.cumsum(weight[log.kept(layout)])
+    return torch.from_numpy(summed / summed[-1])
+
+
+def _discount(recipe: ActorCritic) -> float:
+    return float(getattr(recipe.target, "discount", 0.99))
+
+
+def _of_reward(layout: Layout, scale: tuple[Tensor, Tensor] | None) -> tuple[float, float]:
+    """(factor, offset) of rewards."""
+    place = layout.columns()["reward"][0]
+    return (1.0, 0.0) if scale is None else (float(scale[1][place]), float(scale[0][place]))
 
 
 def _environments(config: Config, name: Any, count: int, seed: int) -> Environments:
@@ -194,11 +239,13 @@ def _scale(recipe: ActorCritic, layout: Layout, log: Log | None, policy: Control
     return (offset, factor) if bool((offset != 0).any() or (factor != 1).any()) else None
 
 
-def _buffers(recipe: ActorCritic, layout: Layout, log: Log | None, plays: bool) -> tuple[Replay, Replay | None]:
+def _buffers(
+    recipe: ActorCritic, layout: Layout, log: Log | None, reward: tuple[float, float], plays: bool
+) -> tuple[Replay, Replay | None]:
     data: Any = recipe.data
     if log is None:
         return Replay(data.capacity, layout), None
-    rows = log.rows(layout, getattr(recipe.target, "discount", 0.99))
+    rows = log.rows(layout, _discount(recipe), reward)
     if not plays or data.log_share is not None:
         logged = Replay(len(rows), layout)
         logged.add(rows)

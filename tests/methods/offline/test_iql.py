@@ -94,5 +94,5 @@ def test_rewards_by_the_range_of_returns():
 
 
 def test_a_recipe_without_v_is_refused():
-    with pytest.raises(UsageError, match="has no part for value, which V is read by a part"):
+    with pytest.raises(UsageError, match="has no part for value, which one of its parts reads"):
         make("iql", value=None)
