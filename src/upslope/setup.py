@@ -31,6 +31,7 @@ from upslope.reward_models import (
     trains_reward_model,
 )
 from upslope.rollout import Example
+from upslope.runs.checkpoint import model_folder
 from upslope.samples import check_samples, has_samples, open_verifier
 from upslope.sources import open_sources
 from upslope.tasks.reward_model import RewardModelJudge
@@ -206,7 +207,7 @@ def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | No
         del options["vocab_chunk"]
         load = functools.partial(RewardModel.load, new=True)
     _seed(config.seed)
-    initial = policy or load(config.model, lora=lora, **options)
+    initial = policy or load(model_folder(config.model), lora=lora, **options)
     fingerprint = weights_fingerprint(initial.model)
     actor = initial
     if weights is not None and lora is None:
@@ -268,7 +269,7 @@ def _open_teacher(config: Config, recipe: Recipe, initial: Any, policy: Any, opt
         return FrozenScorer(policy, copy=False)
     if name == "ema":
         return AveragingScorer(policy, told[1].rate if told else EMA_RATE)
-    teacher = LanguagePolicy.load(name, **options)
+    teacher = LanguagePolicy.load(model_folder(name), **options)
     require_same_vocabulary(
         teacher.tokenizer,
         policy.tokenizer,

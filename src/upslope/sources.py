@@ -9,6 +9,7 @@ from upslope.errors import UsageError
 from upslope.parts.data import FromData
 from upslope.recipe import Recipe
 from upslope.reward_models import open_judge, trains_reward_model
+from upslope.runs.checkpoint import model_folder
 from upslope.samples import open_reward
 
 logger = logging.getLogger("upslope")
@@ -88,7 +89,7 @@ def _open_task(config: Config, data: Any, learned: Any) -> Any:
         reward=config.reward if data is None else None,
         settings=dict(config.task_settings),
         seed=config.seed,
-        for_model=config.model,
+        for_model=model_folder(config.model),
         timeout=config.reward_timeout,
         workers=config.reward_workers,
         eval_size=max(config.eval.prompts, 1) if config.task else None,

@@ -10,13 +10,14 @@ import torch
 
 from upslope.assembly import Assembly
 from upslope.config import FREE_ON_RESUME, Config, config_from
+from upslope.effects import without_effect
 from upslope.embedded import with_embedded
 from upslope.errors import UsageError
 from upslope.evaluate import Evaluation, evaluate
 from upslope.given import evaluate_given
 from upslope.loop import open_loop
 from upslope.outcomes import Event
-from upslope.recipe import Recipe, State
+from upslope.recipe import State
 from upslope.registry import make
 from upslope.resets import reference_weights, reset_reference, restore_reference
 from upslope.rollout import Sampling
@@ -181,7 +182,7 @@ class Trainer:
 
     def _without_effect(self) -> list[str]:
         """Settings that act on nothing in this run, a sentence each."""
-        return without_effect(self.parts.recipe, self.parts.max_tokens)
+        return without_effect(self.parts.recipe, self.config, self.parts.max_tokens)
 
     def _sampling(self) -> Sampling:
         c, temperature = self.config, self.parts.recipe.rollout.temperature
@@ -357,19 +358,6 @@ class Trainer:
         self._skips, self._seconds, self._events = state["skips"], state["seconds"], state["events"]
         self.step = step
         set_rng_state(state["rng"])
-
-
-def without_effect(recipe: Recipe, max_tokens: int) -> list[str]:
-    """Settings that act on nothing in this run, with what to do: lengths beyond `max_tokens`, a reset of no reference."""
-    never = [
-        f"{stage}.max_length={length} is beyond max_tokens={max_tokens}, so it never acts. Set it to {max_tokens}"
-        for stage, part in recipe.stages()
-        if isinstance(length := getattr(part, "max_length", None), int) and length > max_tokens
-    ]
-    every = getattr(recipe.update, "fresh_reference", 0)
-    if every and not recipe.needs & {"ref_logp", "mismatched_ref_logp"}:
-        never.append(f"update.fresh_reference={every}: '{recipe.name}' reads no frozen reference. Set it to 0")
-    return never
 
 
 def _why_empty(events: list[Event], row: Mapping[str, Any]) -> str:

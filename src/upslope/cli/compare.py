@@ -45,7 +45,7 @@ def command(
         data: your own data, as for train.
         reward: your own reward, as for train.
         reward_model: a reward model to train on, as for train; the task's reward is what they are compared by.
-        model: tiny, a Hugging Face folder, or a hub id.
+        model: tiny, a Hugging Face folder, a run's folder, or a hub id.
         teacher: a model as for --model, for methods that distill; or the policy itself: frozen, live or ema.
         seeds: runs per method.
         steps: training steps of each run.

@@ -43,7 +43,7 @@ def command(
     Args:
         method: a name that `upslope methods` lists, `grpo@trl` for a system's preset, or the path of a method's file.
         task: a name that `upslope tasks` lists; with a method that learns from --data, what it is evaluated on.
-        model: tiny (the embedded model), a Hugging Face folder, or a hub id.
+        model: tiny (the embedded model), a Hugging Face folder, a run's folder (its newest checkpoint), or a hub id.
         data: JSONL, JSON, CSV or Parquet, or a datasets folder, with the columns of TRL, verl, OpenRLHF or question/answer; pairs,
             labelled completions or demonstrations for methods that learn from them.
         reward: FILE.py:FUNCTION, math, exact or regex:PATTERN; sums as `a.py:f*0.5+exact*1.0`.
