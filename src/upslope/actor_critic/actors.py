@@ -119,8 +119,13 @@ class ScaledCloning(Part):
 
     def __call__(self, m: Minibatch, objective: Tensor) -> Tensor:
         assert m.policy_q is not None
-        apart = _apart(m.sample()[0], m.action, self.reduce_actions).mean()
-        return cloning_scale(m.policy_q, self.alpha) * objective + apart
+        action, kept = self.toward(m)
+        apart = _apart(m.sample()[0], action, self.reduce_actions)
+        return cloning_scale(m.policy_q, self.alpha) * objective + (apart if kept is None else kept * apart).mean()
+
+    def toward(self, m: Minibatch) -> tuple[Tensor, Tensor | None]:
+        """The actions [B, A] that the policy is kept near, and how much each transition counts, [B]; None: all alike."""
+        return m.action, None
 
     def describe(self) -> str:
         return f"{self.alpha:g} / mean|Q| * objective + {self.reduce_actions} (pi(s) - a)^2"

@@ -118,6 +118,7 @@ class SmoothedTarget(Part):
 
     def action(self, m: Minibatch) -> Tensor:
         """a' [B, A]."""
+        m.discount = self.discount
         mode: Tensor = m.networks.target_policy.mode(m.next_observation)
         if self.noise == 0:
             m.target_action = mode
@@ -238,8 +239,15 @@ class ConservativeGap(Part):
             current, current_logp = m.networks.policy.sample(at, m.generator)
             density = torch.stack([torch.full_like(current_logp, size * math.log(0.5)), following_logp, current_logp])
         q = m.q(at.repeat(3, 1), torch.cat([uniform, following, current]))
-        weighted = q.view(-1, 3, rows, count) - density.view(3, rows, count)
+        q, floor = q.view(-1, 3, rows, count), self.floor(m)
+        if floor is not None:
+            q = torch.maximum(q, floor.unsqueeze(-1))
+        weighted = q - density.view(3, rows, count)
         return weighted.permute(0, 2, 1, 3).reshape(len(q), rows, 3 * count)
+
+    def floor(self, m: Minibatch) -> Tensor | None:
+        """The least value that counts for uniform actions, those of pi(.|s') and of pi(.|s), [3, B]; None: none."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Minibatch:
 
         observation, next_observation [B, O]    action [B, A]    reward, terminated [B]    state_action [B, O + A]
         next_action [B, A], return_to_go, lambda_return, advantage [B]     where they are asked for
-        target [B], target_action [B, A]     y and a' of the critic's update, once it was made
+        target [B], target_action [B, A]     y and a' of the critic's update, once it was made; `discount` is y's
 
     combine          members of the target ensemble -> one value, the recipe's stage `ensemble`: q [E, B] -> [B]
     choose           the members that it wants, or None for all
@@ -81,6 +81,7 @@ class Minibatch:
         self.policy_q: Tensor | None = None
         self.target: Tensor | None = None
         self.target_action: Tensor | None = None
+        self.discount = 0.99
 
     def __len__(self) -> int:
         return len(self.rows)

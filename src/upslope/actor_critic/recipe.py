@@ -156,5 +156,6 @@ class ActorCritic(Assembly):
 
     def reading(self) -> str:
         """What it reads of a transition."""
-        further = f", and of a log {', '.join(sorted(self.needs))}" if self.needs else ""
+        of_log = sorted(self.needs - getattr(self.relabel, "makes", frozenset()))
+        further = f", and of a log {', '.join(of_log)}" if of_log else ""
         return f"reads s, a, r, s' and whether the episode ended for good{further}"

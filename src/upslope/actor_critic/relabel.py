@@ -28,6 +28,7 @@ class LambdaReturns(Part):
     normalize: bool = True
     every: int = 200
     reads_value: ClassVar[bool] = True
+    makes: ClassVar[frozenset[str]] = frozenset({"lambda_return", "advantage"})
     formula: ClassVar[str] = (
         "R = r + {discount:g} ((1 - {lam:g}) V' + {lam:g} R'), A = R - V, anew every {every} updates"
     )
