@@ -1,7 +1,7 @@
 """Logged transitions: from a file, or from what another run has stored."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from upslope.actor_critic.replay import EXTRAS, STEP, Layout, pieces
 from upslope.errors import UsageError
+from upslope.offline.found import Found
+from upslope.offline.reading import read_log
 from upslope.tasks.spaces import ActionSpec
 
 NAMES = {
@@ -32,7 +34,8 @@ class Log:
     """n logged transitions in the order of their steps, as float32 arrays; actions in [-1, 1].
 
     observation, next_observation [n, O], action [n, A], reward, terminated, truncated [n]; the last two are True at the last step
-    of an episode, and so is the end of the arrays taken for. `task`: the environment that they are of, where that is known.
+    of an episode, and so is the end of the arrays taken for. `task`: the environment that they are of, where that is known, with
+    its `task_settings`; what follows is as in upslope.offline.found.Found.
     """
 
     observation: np.ndarray
@@ -42,6 +45,11 @@ class Log:
     truncated: np.ndarray
     next_observation: np.ndarray
     task: str | None = None
+    task_settings: dict[str, Any] = field(default_factory=dict)
+    actions: ActionSpec | None = None
+    references: tuple[float, float] | None = None
+    rewarded: bool = True
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -108,22 +116,44 @@ class Log:
         return torch.from_numpy(made)
 
 
-def open_log(path: str, actions: ActionSpec | None) -> Log:
-    """The log in a file (.npz or .safetensors, with the names of D4RL or Minari) or in a run's folder.
+def open_log(path: str, actions: ActionSpec | None, *, strict: bool = True) -> Log:
+    """The log at `path`: a run's folder, one of Minari's or LeRobot's, or a .npz, .safetensors or D4RL .hdf5 file.
 
-    `actions` is what the environment takes: logged actions are mapped from its box onto [-1, 1]; without one they must lie there.
-    Raises UsageError naming what is missing or wrong.
+    `actions` is what the environment takes: logged actions are mapped from its box onto [-1, 1]; without one from the box that
+    the log names, and where it names none they must lie there. Not `strict` takes actions as they are where no box is known, and
+    discrete ones, to look at a log rather than to learn from it. Raises UsageError naming what is missing or wrong.
     """
     place = Path(path)
-    if place.is_dir():
+    if pieces(place / "replay"):
         return run_log(place)
-    if place.suffix not in (".npz", ".safetensors"):
-        raise UsageError(f"{path} is no log: give a run's folder, or a .npz or .safetensors file with {_wanted()}.")
-    try:
-        arrays = dict(np.load(place, allow_pickle=False)) if place.suffix == ".npz" else load_file(place)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError(f"cannot read the log {path}: {getattr(error, 'strerror', None) or error}.") from None
-    return _checked(_scaled(_named(arrays, path), actions, path), path)
+    if (place / "config.yaml").is_file():
+        raise UsageError(f"{place} has no stored transitions: it is no run that learned from a replay buffer.")
+    found = read_log(path)
+    return checked(found, actions, path, strict=strict)
+
+
+def checked(found: Found, actions: ActionSpec | None, path: str, *, strict: bool = True) -> Log:
+    """The log of what was found at `path`, scaled and complete. Raises UsageError as `open_log`."""
+    own = found.actions if found.actions is not None and found.actions.bounded else None
+    if strict and found.actions is not None and found.actions.kind != "continuous":
+        raise UsageError(
+            f"the log {path} has {found.actions.kind} actions; methods that learn from a log take continuous ones."
+        )
+    named, box = _named(found.arrays, path), actions if actions is not None else own
+    if strict or box is not None:
+        named = _scaled(named, box, path)
+    else:
+        named["action"] = named["action"].reshape(len(named["reward"]), -1)
+    log = _checked(named, path)
+    return replace(
+        log,
+        task=found.task,
+        task_settings=found.task_settings,
+        actions=own,
+        references=found.references,
+        rewarded=found.rewarded,
+        notes=found.notes,
+    )
 
 
 def run_log(folder: Path) -> Log:
@@ -158,17 +188,26 @@ def _named(arrays: dict[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
         raise UsageError(
             f"the log {path} has no {', '.join(NAMES[name][0] for name in sorted(missing))}; it has {there}."
         )
-    count = len(found["reward"])
     for name, array in found.items():
+        if array.dtype.kind not in "fiub" or array.ndim == 0:
+            raise UsageError(f"the log {path}: {NAMES[name][0]} is no array of numbers ({array.dtype}, {array.shape}).")
+    count = len(found["reward"])
+    if count == 0:
+        raise UsageError(f"the log {path} has no transitions.")
+    for name, array in found.items():
+        shape = list(array.shape)
         if len(array) != count:
             raise UsageError(
                 f"the log {path}: {NAMES[name][0]} has {len(array)} rows and rewards {count}. They must be as many."
             )
-        if not np.isfinite(array.astype(np.float64)).all():
-            row = int(np.argwhere(~np.isfinite(array.reshape(count, -1).astype(np.float64)))[0][0])
+        if name in ("reward", "terminated", "truncated") and array.size != count:
+            raise UsageError(f"the log {path}: {NAMES[name][0]} has shape {shape}; one number per row is needed.")
+        if name == "next_observation" and array.shape != found["observation"].shape:
+            was = list(found["observation"].shape)
+            raise UsageError(f"the log {path}: next_observations has shape {shape} and observations {was}.")
+        if not np.isfinite(array).all():
+            row = int(np.argwhere(~np.isfinite(array.reshape(count, -1)))[0][0])
             raise UsageError(f"the log {path}: {NAMES[name][0]} of row {row} is not finite. Leave such rows out.")
-    if count == 0:
-        raise UsageError(f"the log {path} has no transitions.")
     return {name: array.astype(np.float32) for name, array in found.items()}
 
 
@@ -197,9 +236,9 @@ def _checked(found: dict[str, np.ndarray], path: str) -> Log:
     found["truncated"] = found.get("truncated", np.zeros(count, np.float32)).reshape(count)
     if "next_observation" in found:
         found["next_observation"] = found["next_observation"].reshape(count, -1)
-        return Log(**found)
+        return Log(**found)  # type: ignore[arg-type]
     found["next_observation"] = np.concatenate([found["observation"][1:], found["observation"][-1:]])
-    whole = Log(**found)
+    whole = Log(**found)  # type: ignore[arg-type]
     keep = ~whole.last | (whole.terminated > 0)  # of the others nobody knows what they led to
     before = np.flatnonzero(~keep) - 1
     ended = found["truncated"].copy()
@@ -207,8 +246,4 @@ def _checked(found: dict[str, np.ndarray], path: str) -> Log:
     kept = {name: array[keep] for name, array in {**found, "truncated": ended}.items()}
     if not len(kept["reward"]):
         raise UsageError(f"the log {path} has no step whose next observation is known. Add next_observations.")
-    return replace(whole, **kept)
-
-
-def _wanted() -> str:
-    return "observations, actions, rewards, terminals (and timeouts, next_observations)"
+    return replace(whole, **kept)  # type: ignore[arg-type]

@@ -112,11 +112,16 @@ def open_run(config: Config, recipe: ActorCritic, task: Any) -> Opened:
     if config.data is not None and name is None:
         log = open_log(config.data, None)
         name = log.task
+        config = dataclasses.replace(config, task_settings={**log.task_settings, **config.task_settings})
     seed = key_number(f"{config.seed}/evaluation") % 2**32
     evaluation = _environments(config, name, max(1, min(config.eval.episodes, 32)), seed) if name is not None else None
     if config.data is not None and log is None:
         assert evaluation is not None
         log = open_log(config.data, evaluation.actions)
+    if log is not None and not log.rewarded and recipe.critic is not None:
+        raise UsageError(
+            f"the log {config.data} has no rewards, which '{recipe.name}' learns from. Imitate it: upslope train bc."
+        )
     log, chances = _selected(recipe, log)
     plays = evaluation is not None and (log is None or rollout.offline_steps is not None)
     if log is None and (recipe.needs or recipe.any_reads("reads_log")):
@@ -152,7 +157,18 @@ def open_run(config: Config, recipe: ActorCritic, task: Any) -> Opened:
         unfinished = Unfinished(environments.count, layout, _discount(recipe), reward)
     text = _told(config, recipe, name, environments, log)
     return Opened(
-        recipe, policy, learner, replay, layout, environments, evaluation, log, logged, shares, unfinished, Setting(text)
+        recipe,
+        policy,
+        learner,
+        replay,
+        layout,
+        environments,
+        evaluation,
+        log,
+        logged,
+        shares,
+        unfinished,
+        Setting(text),
     )
 
 
@@ -201,6 +217,8 @@ def _spaces(environments: Environments | None, log: Log | None) -> tuple[Observa
     assert log is not None
     size = log.action.shape[1]
     observations = ObservationSpec((Leaf("observation", (log.observation.shape[1],)),))
+    if log.actions is not None:
+        return observations, log.actions
     return observations, ActionSpec("continuous", (size,), low=(-1.0,) * size, high=(1.0,) * size)
 
 
@@ -263,6 +281,7 @@ def _told(config: Config, recipe: ActorCritic, name: Any, environments: Environm
         parts.append(
             f"log {config.data}: {len(log):,} transitions in {len(returns)} episodes, mean return {returns.mean():.4g}"
         )
+        parts += log.notes
     if environments is not None:
         parts.append(
             f"{environments.name}: {rollout.environments} x {rollout.steps} actions a step, {config.steps} steps: "

@@ -15,7 +15,7 @@ COMMANDS = {
     "eval": "pass@k of a model on held-out prompts, or its win rate against another",
     "compare": "several methods over the same seeds and prompts",
     "probe": "what methods would change on a task, without training",
-    "diagnose": "which pairs a trained model ranks right, by difficulty; how often it solves each prompt",
+    "diagnose": "which pairs a trained model ranks right, by difficulty; how often it solves each prompt; what a log is worth",
     "report": "an HTML report of one or more runs",
     "methods": "list the methods",
     "show": "a method's objective, parts, settings, paper and page",

@@ -1,4 +1,4 @@
-"""upslope diagnose ranking RUN [--data pairs.jsonl] | pass-rates MODEL --data FILE --reward REWARD --out FILE"""
+"""upslope diagnose ranking RUN [--data pairs.jsonl] | pass-rates MODEL --data FILE --reward REWARD --out FILE | data LOG"""
 
 import json
 import sys
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from upslope.cli.logged_data import examine, tell
 from upslope.cli.pass_rates import measure
 from upslope.cli.train import Flag, Repeated
 from upslope.errors import UsageError
@@ -18,11 +19,16 @@ if TYPE_CHECKING:
     from upslope.rollout import Example
 
 DEFAULT_BETA = 0.1
+READ = {
+    "ranking": ("data", "split", "reference", "beta", "pairs", "bins", "device"),
+    "pass-rates": ("data", "reward", "out", "samples", "seed", "set"),
+    "data": ("reference", "policy", "seed", "set"),
+}
 FEW = 30  # pairs of which shares say little
 
 
 def command(
-    what: tyro.conf.Positional[Literal["ranking", "pass-rates"]],
+    what: tyro.conf.Positional[Literal["ranking", "pass-rates", "data"]],
     model: tyro.conf.Positional[str],
     *,
     data: str | None = None,
@@ -36,6 +42,7 @@ def command(
     out: Path | None = None,
     samples: int | None = None,
     seed: int | None = None,
+    policy: str | None = None,
     as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False,
     set: Repeated = (),
 ) -> None:
@@ -47,18 +54,24 @@ def command(
     pass-rates: how often the model solves each prompt of a file; writes the rows again with the column pass_rate, which `ded`
     selects by.
 
+    data: what a log of transitions is worth: returns, TQ (quality of its episodes), SACo (what it covers of --reference), and what
+    a policy would earn by it (FQE).
+
     Examples:
       upslope diagnose ranking runs/dpo-pairs
       upslope diagnose ranking runs/dpo-pairs --data other.jsonl --json
       upslope diagnose ranking ./my-model --reference ./its-start --data pairs.jsonl --beta 0.05
       upslope diagnose pass-rates tiny --data answers.jsonl --reward exact --out with_rates.jsonl
+      upslope diagnose data log.hdf5 --reference runs/sac-Pendulum-v1 --policy runs/iql-log
 
     Args:
-        what: ranking or pass-rates.
-        model: a run's folder (its newest checkpoint; ranking takes its data, start and beta, too), or a model as for train.
+        what: ranking, pass-rates or data.
+        model: a run's folder (its newest checkpoint; ranking takes its data, start and beta, too), or a model as for train; of
+            data, a log as for train.
         data: pairs, as for train, the run's own where not given; of pass-rates, prompts with what the reward reads.
         split: ranking: which pairs; where not given, those of --data all, of the run's own data the held-out ones.
-        reference: ranking: the model that training started from, where it is not the run's.
+        reference: ranking: the model that training started from, where it is not the run's. data: a log that is compared with,
+            the replay of an online run.
         beta: ranking: of the objective, where it is not the run's.
         pairs: ranking: at most so many, the first; 2000 where not given.
         bins: ranking: lines of the table; 6 where not given.
@@ -66,15 +79,18 @@ def command(
         reward: pass-rates: as for train.
         out: pass-rates: the file to write, JSON lines.
         samples: pass-rates: answers to each prompt; 8 where not given.
-        seed: pass-rates: of the sampling; 0 where not given.
+        seed: pass-rates, data: of the sampling; 0 where not given.
+        policy: data: a run whose policy is evaluated on the log.
         as_json: print one JSON object.
-        set: pass-rates: path=value, as for train; repeatable.
+        set: pass-rates: path=value, as for train; data: random_return, best_return, bins, discount, fqe_steps; repeatable.
     """
-    ranking = {"split": split, "reference": reference, "beta": beta, "pairs": pairs, "bins": bins, "device": device}
-    measuring = {"reward": reward, "out": out, "samples": samples, "seed": seed, "set": set or None}
-    other = measuring if what == "ranking" else ranking
-    if unread := [f"--{name}" for name, value in other.items() if value is not None]:
+    given = {name: value for name, value in locals().items() if name not in ("what", "model", "as_json")}
+    given["set"] = set or None
+    if unread := [f"--{name}" for name, value in given.items() if value is not None and name not in READ[what]]:
         raise UsageError(f"diagnose {what} does not read {', '.join(unread)}. See `upslope diagnose --help`.")
+    if what == "data":
+        tell(examine(model, reference, policy, seed or 0, set), as_json)
+        return
     if what == "pass-rates":
         found = measure(model, data, reward, out, 8 if samples is None else samples, seed or 0, set)
         _tell_rates(found, as_json)

@@ -8,8 +8,11 @@
     modes            which KL an update lowers; modes that a policy has of a target
     information      what moves a reference to a policy, and the pairs that teach just that
     compounding      errors over a chain of steps, with and without correction
+    logged           TQ and SACo: what a log of transitions is worth             (`upslope diagnose data`)
+    off_policy       IPS, WIS, per-decision, doubly robust, their effective sample size; FQE over finitely many states
+    fitted           FQE with a network                                          (`upslope diagnose data --policy`)
 
-All but the first are of policies that can be enumerated, or of numbers that are given.
+All but the first and the last three are of policies that can be enumerated, or of numbers that are given.
 """
 
 from upslope.diagnostics.calibration import brier, expected_calibration_error, overconfidence, pairwise_ranking

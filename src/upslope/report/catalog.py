@@ -60,6 +60,7 @@ CATALOG = (
     ),
     Metric(r"(?:eval/)?pairs/margin", "Pair margin", "By how much the preferred completion scores higher, times beta."),
     Metric(r"eval/pass@\d+", "Held-out pass@k", "Share of held-out prompts that pass once in k answers.", 0, 1),
+    Metric(r"eval/normalized_score", "Normalized score", "Held-out return: 0 is random actions, 100 the log's expert."),
     Metric(r"eval/reward", "Held-out reward", "Mean reward of the held-out answers."),
     Metric(r"eval/reward_model", "Held-out score", "Mean score that the reward model gives the held-out answers."),
     Metric(r"rewards/.+/mean", "Reward parts", "Means of the named parts; verifier: what the task's own reward says."),
