@@ -29,8 +29,8 @@ test-learning: venv
 studies: venv  # an hour on two cores; goes on where it was stopped
 	$(BIN)/python benchmarks/studies.py
 
-bench: venv
-	$(BIN)/python benchmarks/run.py --out docs/results/bench.md
+bench: venv  # all parts, or some: make bench ONLY="pairs distill"
+	$(BIN)/python benchmarks/run.py --out docs/results/bench.md $(if $(ONLY),--only $(ONLY))
 
 lint: venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lint]'

@@ -1,11 +1,13 @@
-"""All benchmarks, as ratios measured side by side in one run: python benchmarks/run.py [--pairs 5] [--out docs/results/bench.md]
+"""All benchmarks, as ratios measured side by side in one run:
 
-Whole training steps and their memory against TRL's GRPOTrainer, in alternating processes; steps of every method against grpo's;
-two runs beside each other; the update's share of the arithmetic that a large matrix product reaches; start-up times.
+    python benchmarks/run.py [--only grpo pairs ...] [--pairs 5] [--out docs/results/bench.md]
+
+Whole training steps and their memory against TRL's GRPOTrainer and DPOTrainer, in alternating processes; memory of distillation
+at a large vocabulary; two runs beside each other; the update's share of the arithmetic that a large matrix product reaches;
+start-up times; steps of every method against grpo's. Parts that --only leaves out stay in the report as they are.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -13,26 +15,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from child import ENVIRONMENT, measured
+from distill import against_sampled_tokens
 from methods import against_grpo
+from pairs import against_trl_on_pairs
 
 from upslope import list_methods
 
-HERE = Path(__file__).parent
 SHAPES = ((16, 8, 1.8), (256, 16, 6.0), (512, 16, 7.0))
 """Prompt tokens, group size, and by how many times a step is meant to be faster."""
-ENVIRONMENT = {**os.environ, "PYTHONHASHSEED": "0"}
-"""Threads wait as each program sets it: the step benchmark's two systems by the default, the command line by its own setting."""
 
 
 def step(system: str, prompt: int, group: int) -> dict:
     """One process of benchmarks/step.py."""
-    command = [sys.executable, str(HERE / "step.py"), system, str(prompt), str(group)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return measured("step.py", system, prompt, group)
 
 
 def against_trl(pairs: int) -> list[str]:
@@ -163,48 +163,93 @@ def start_up(pairs: int) -> list[str]:
     ]
 
 
+HEAD = f"""# Benchmarks
+
+Made by `make bench`, each part on a quiet machine. Ratios are medians over pairs that alternate within one run; seconds of
+these machines mean little.
+{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; versions of `constraints.txt`.
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report: what stands above the measured lines, which `measure` makes of so many pairs."""
+
+    title: str
+    text: str
+    measure: Callable[[int], list[str]]
+
+
+SECTIONS = {
+    "grpo": Section(
+        "A whole training step against TRL's GRPOTrainer",
+        """A 1M-parameter Llama, 8 prompts a step, 32 new tokens for every completion, no KL, AdamW, one update a step:
+sampling, scoring and the update together. Both systems with torch's default threads, on a machine with no other work.
+
+""",
+        against_trl,
+    ),
+    "pairs": Section(
+        "A DPO step against TRL's DPOTrainer",
+        """The same model, 8 pairs a step in one micro-batch, all prompts and all answers equally long, float32, AdamW: the
+reference's log-probs, the policy's, backward and the optimizer's step. Before anything is timed, both train on the same pairs in
+the same order, and loss and gradient norm of every step must be the same to a relative difference of 1e-4. TRL computes a prompt
+twice, once with each answer, and its log-probs by its fused output layer. By `python benchmarks/pairs.py`.
+
+""",
+        against_trl_on_pairs,
+    ),
+    "distill": Section(
+        "Distillation at a vocabulary of 32k words",
+        """A student and a teacher of 5M parameters each, 32768 words by 128, 4 layers. A step samples 64 completions of 32
+tokens, reads the teacher and updates, in one micro-batch of 2048 tokens: all their logits at once would be 256 MB for each model.
+Memory is the peak of a whole run above that of the imported libraries, so it contains both models, the gradient and Adam's
+moments. Logits of both models are made a few positions at a time, by default. By `python benchmarks/distill.py`.
+
+""",
+        lambda pairs: against_sampled_tokens(min(pairs, 3)),
+    ),
+    "two": Section("Two runs at once", "", side_by_side),
+    "update": Section("The update alone", "", arithmetic),
+    "start": Section("Start-up", "", start_up),
+    "methods": Section(
+        "What a method costs",
+        """`python benchmarks/methods.py --pairs 3`: whole steps of 64 completions, method and grpo in turn. Every method has grpo's
+group of 8 (a method of single completions keeps its group of 1) and one update per step, so that what remains is what its parts
+cost; the last column is how many updates it makes by itself. grpo pays for a reference model. A control part costs nothing where
+a mini-batch is one pass, as here, and one more forward pass where it is several. Over 1.10: `aepo_arbitrary` samples a quarter of
+the prompts twice, `ppo_llm` trains a critic, `q_hawkeye` and `remix` score the completions once more, `reinforce_pp` has single
+completions, whose prompts nothing shares.
+
+""",
+        lambda pairs: against_grpo(min(pairs, 3), list_methods(family="rlvr")),
+    ),
+}
+
+
+def report(made: Mapping[str, str], before: str) -> str:
+    """The whole report, by title: measured parts, and the others as they were `before`."""
+    kept = dict(part.split("\n", 1) for part in ("\n" + before).split("\n## ")[1:])
+    bodies = {title: body.strip("\n") for title, body in {**kept, **made}.items()}
+    order = [section.title for section in SECTIONS.values()]
+    titles = sorted(bodies, key=lambda title: order.index(title) if title in order else len(order))
+    return "\n".join([HEAD, *(f"## {title}\n\n{bodies[title]}\n" for title in titles)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="parts to measure")
+    parser.add_argument("--out", type=Path, default=None, help="written anew; parts that are not measured stay")
     arguments = parser.parse_args()
-    lines = [
-        "# Benchmarks",
-        "",
-        "Made by `make bench`. Ratios are medians over pairs that alternate within one run; seconds of these machines mean little.",
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; versions of `constraints.txt`.",
-        "",
-        "## A whole training step against TRL's GRPOTrainer",
-        "",
-        "A 1M-parameter Llama, 8 prompts a step, 32 new tokens for every completion, no KL, AdamW, one update a step:",
-        "sampling, scoring and the update together. Both systems with torch's default threads, on a machine with no other work.",
-        "",
-        *against_trl(arguments.pairs),
-        "",
-        "## What a method costs",
-        "",
-        "Whole steps of 64 completions, method and grpo in turn. Every method has grpo's group of 8 (a method of single",
-        "completions keeps its group of 1) and one update per step; the last column is how many it makes by itself. grpo pays for",
-        "a reference model. A control part costs nothing where a mini-batch is one pass, and one more forward pass elsewhere.",
-        "",
-        *against_grpo(arguments.pairs, list_methods(family="rlvr")),
-        "",
-        "## Two runs at once",
-        "",
-        *side_by_side(arguments.pairs),
-        "",
-        "## The update alone",
-        "",
-        *arithmetic(arguments.pairs),
-        "",
-        "## Start-up",
-        "",
-        *start_up(arguments.pairs),
-    ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text, encoding="utf-8")
+    chosen = [SECTIONS[name] for name in SECTIONS if name in arguments.only]
+    made = {part.title: part.text + "\n".join(part.measure(arguments.pairs)) for part in chosen}
+    if arguments.out is None:
+        print(report(made, ""))
+        return
+    before = arguments.out.read_text(encoding="utf-8") if arguments.out.exists() else ""
+    arguments.out.write_text(report(made, before), encoding="utf-8")
+    print(report(made, ""))
 
 
 if __name__ == "__main__":
