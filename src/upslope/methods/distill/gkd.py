@@ -8,9 +8,9 @@ Limits:  beta=1 on the policy's own completions is opd without the noise of the 
     word-level distillation, whose sampled form is seqkd. D / beta tends to the forward KL as beta falls to 0, so a small beta has
     its direction at beta times its size.
 Expects:  a teacher with the policy's tokens (--teacher); a task with reference answers, since one of the two completions of each
-    prompt is the reference, or rollout.reference_rows=0. Of whole distributions a few positions at a time are held, so its
-    tensors take no more memory at once than opd's (32k words), though a CPU's allocator may keep more than is in use. They
-    are computed twice, which makes an update of a small model about twice as long.
+    prompt is the reference, or rollout.reference_rows=0. Of whole distributions a few positions at a time are held, so that
+    it takes little more memory than opd (make bench, 32k words). They are computed again in backward, which makes an update of
+    a small model about twice as long as opd's.
 Source:  Agarwal et al. 2023 (arXiv:2306.13649), algorithm 1; beta 0.5, lambda 0.5 and temperature 0.9 as in TRL's GKDTrainer.
 Deviations:  lambda is a share of every group here, reference_rows of group_size, not the chance of a coin. Data of completions
     alone (lambda = 0) is rollout=FromData(kind="demonstrations"). The teacher's own completions are data like others.

@@ -8,8 +8,8 @@ Differs from opd:  the baseline b.
 Limits:  the mean of A over the tokens that the policy may sample is 0 at every prefix. top_k takes b on the policy's k most likely
     words, both renormalised on them, which changes noise, not the mean; log-probs of the sampled token stay the full ones.
 Expects:  a vocabulary of some size. With 20 or more words the variance falls (median 0.70 of opd's over random distributions of
-    100 words); with three it often rises, since b is not the baseline of least variance. One more forward pass of policy and
-    teacher per step, for b.
+    100 words); with three it often rises, since b is not the baseline of least variance. One more forward pass of the policy
+    per step, for b, which comes with the teacher's log-probs.
 Source:  arXiv:2605.07865; the authors' code (holi-lab/vOPD, src/opd_trainer.py), with k = 100.
 Deviations:  b is on the whole vocabulary unless top_k is set, as in the paper's equation. Groups of 4, as opd; they sample
     one completion per prompt.
