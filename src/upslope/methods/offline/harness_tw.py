@@ -52,8 +52,8 @@ class WeightedEpisodes(Part):
             quality = quality - self.expected(log.observation[log.first].astype(np.float64), quality)
         x = quality - quality.min()
         spread = float(x.max())
-        # differences that are mere rounding are none
-        return np.exp((x / spread - 1.0) / self.alpha) if spread > 1e-9 * size else np.ones(len(x))
+        # differences that are the rounding of rewards are none
+        return np.exp((x / spread - 1.0) / self.alpha) if spread > 1e-6 * size else np.ones(len(x))
 
     def expected(self, first: np.ndarray, returns: np.ndarray) -> np.ndarray:
         """V(s_0) by least squares with an intercept: first [episodes, O], returns [episodes]."""
