@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from tiny.demonstrators import TASKS, right
-from tiny.training import Question, collate, entries, new_model, question_of, target_logp
+from tiny.demonstrators import TASKS, right, with_right_share
+from tiny.training import Question, Size, collate, entries, new_model, question_of, target_logp
 
 from upslope.tasks.holdout import is_held_out
 
@@ -42,6 +42,22 @@ def test_one_demonstrator_is_right_and_a_wrong_one_is_likelier(task):
     assert sum(d.share * float(a) for d, a in zip(TASKS[task].demonstrators, accuracy, strict=True)) < 0.45
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_the_teachers_demonstrators_are_the_same_in_another_proportion(task):
+    team = with_right_share(TASKS[task].demonstrators, 0.8)
+    assert sum(member.share for member in team) == pytest.approx(1)
+    assert team[0].share == 0.8
+    assert [member.answer for member in team] == [member.answer for member in TASKS[task].demonstrators]
+    rates = [one.share / other.share for one, other in zip(team[1:], TASKS[task].demonstrators[1:], strict=True)]
+    assert rates == pytest.approx([rates[0]] * len(rates))
+
+
+def test_the_teacher_has_the_same_tokens():
+    teacher = AutoTokenizer.from_pretrained(TINY.parent / "tiny-teacher")
+    assert teacher.get_vocab() == TOKENIZER.get_vocab()
+    assert teacher.chat_template == TOKENIZER.chat_template
+
+
 def test_nothing_held_out_is_trained_on():
     assert not any(is_held_out(e["question"]) for e in islice(entries("chain_sum", 0, held_out=False), 2000))
 
@@ -49,7 +65,7 @@ def test_nothing_held_out_is_trained_on():
 def test_branches_equal_separate_sequences():
     """Packing a question's answers behind one prompt changes no log-prob, and padding none either."""
     torch.manual_seed(0)
-    model = new_model(TOKENIZER)
+    model = new_model(TOKENIZER, Size(128, 4))
     model.set_attn_implementation("sdpa")
     batch = [
         question_of(entry, TASKS[task].demonstrators, TOKENIZER)

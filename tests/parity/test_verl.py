@@ -156,7 +156,7 @@ def test_ppo(batch):
     advantage, returns = gae_advantage(batch)
     check("ppo_llm@verl", batch, advantage, lambda logp, old, a, mask: vanilla(logp, old, a))
     prepared, mask = make("ppo_llm@verl").prepare(batch), batch.mask.numpy()
-    np.testing.assert_allclose(prepared.returns.numpy()[mask], returns[mask])
+    np.testing.assert_allclose(prepared.returns.numpy()[mask], returns[mask], atol=1e-12)
     value, old = batch.value.numpy(), batch.old_value.numpy()
     clipped = np.clip(value, old - 0.5, old + 0.5)
     expected = 0.5 * masked_mean(np.maximum((value - returns) ** 2, (clipped - returns) ** 2), mask)
