@@ -11,9 +11,11 @@ from torch import Tensor
 from upslope.actor_critic.losses import bootstrap, conservative_gap, diversity, expectile, lowest, squared_error
 from upslope.actor_critic.minibatch import Minibatch
 from upslope.actor_critic.networks import EnsembleNetwork
+from upslope.actor_critic.temperature import adam, multiplier
 from upslope.errors import UsageError
-from upslope.recipe import Part
+from upslope.recipe import Part, State
 
+LARGEST = math.log(1e6)  # of the multiplier of a penalty, as its logarithm
 Activation = Literal["relu", "tanh", "silu", "gelu"]
 
 
@@ -209,6 +211,9 @@ class ConservativeGap(Part):
 
     `samples` actions each from the uniform density on [-1, 1]^A, from pi(.|s) and from pi(.|s') (evaluated at s, its density at
     s'); actions and densities have no gradient. `lowest` and `highest` clip the gap.
+
+    `target_gap` makes the Lagrange form: alpha' coefficient sum_j (mean gap_j - target_gap), where alpha' = exp(x), first e and at
+    most 1e6, grows while gaps are above it: an Adam step on x per update, down -1/2 of that term.
     """
 
     coefficient: float = 10.0
@@ -216,14 +221,33 @@ class ConservativeGap(Part):
     temperature: float = 1.0
     lowest: float = -math.inf
     highest: float = math.inf
+    target_gap: float | None = None
+    target_lr: float = 3e-4
     reads_log: ClassVar[bool] = True
-    formula: ClassVar[str] = (
-        "{coefficient:g} sum over j of mean [ {temperature:g} logsumexp_a Q_j(s, a) - Q_j(s, a_logged) ],  a: 3 x {samples} samples"
-    )
 
-    def __call__(self, m: Minibatch) -> Tensor:
-        gap = conservative_gap(self.sampled(m), m.logged_q(), self.temperature)
-        return self.coefficient * gap.clamp(self.lowest, self.highest).sum() / gap.shape[1]
+    @property
+    def stateful(self) -> bool:  # type: ignore[override]
+        """Whether alpha' is there to be learned."""
+        return self.target_gap is not None
+
+    def init(self) -> State:
+        return multiplier(math.e)
+
+    def __call__(self, m: Minibatch, state: State | None = None) -> Any:
+        """The penalty; with the next state where `target_gap` is given."""
+        gap = conservative_gap(self.sampled(m), m.logged_q(), self.temperature).clamp(self.lowest, self.highest)
+        if self.target_gap is None:
+            return self.coefficient * gap.sum() / gap.shape[1]
+        assert state is not None
+        above = self.coefficient * (gap.mean(1) - self.target_gap).sum()
+        alpha = math.exp(min(state["x"], LARGEST))
+        slope = -0.5 * alpha * float(above.detach()) if state["x"] < LARGEST else 0.0
+        return alpha * above, adam(state, slope, self.target_lr)
+
+    def describe(self) -> str:
+        gap = f"{self.temperature:g} logsumexp_a Q_j(s, a) - Q_j(s, a_logged)"
+        dual = ("", "") if self.target_gap is None else ("alpha' ", f" - {self.target_gap:g}")
+        return f"{dual[0]}{self.coefficient:g} sum over j of mean [ {gap}{dual[1]} ],  a: 3 x {self.samples} samples"
 
     def sampled(self, m: Minibatch) -> Tensor:
         """Q_j(s, a) - log density(a), [E, B, 3 n]."""

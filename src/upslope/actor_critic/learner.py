@@ -15,7 +15,6 @@ from upslope.actor_critic.policies import Head
 from upslope.actor_critic.recipe import ActorCritic
 from upslope.actor_critic.replay import Layout
 from upslope.actor_critic.temperature import alpha_of
-from upslope.assembly import as_tuple
 from upslope.policies.control import ControlPolicy
 from upslope.recipe import State
 
@@ -67,9 +66,9 @@ class Learner:
         self.state: State = recipe.init()
         self.networks.alpha = self._alpha()
         self.updates = 0
-        self._penalties = as_tuple(recipe.penalty)
+        self._penalties = [(key, part) for key, part in recipe.parts().items() if key.partition(".")[0] == "penalty"]
         self._value_last = reads(recipe.value, "after_critic")
-        self._own_inputs = any(reads(part, "reads_action_gradient") for part in self._penalties)
+        self._own_inputs = any(reads(part, "reads_action_gradient") for _, part in self._penalties)
         self.stats: dict[str, float] = {}
 
     def _target(self, name: str) -> Target:
@@ -145,8 +144,11 @@ class Learner:
         q = m.logged_q()
         loss = self.recipe.regression(q, target)  # type: ignore[misc]
         seen["critic_loss"] = loss
-        for part in self._penalties:
-            penalty = part(m)
+        for key, part in self._penalties:
+            if part.stateful:
+                penalty, self.state[key] = part(m, self.state[key])
+            else:
+                penalty = part(m)
             seen[f"penalty/{type(part).__name__}"] = penalty
             loss = loss + penalty
         self.flats["critic"].step(loss)

@@ -44,7 +44,7 @@ class Automatic(Part):
             raise UsageError(f"temperature.initial is {self.initial}; it must be above 0, since alpha = exp(x).")
 
     def init(self) -> State:
-        return {"x": math.log(self.initial), "mean": 0.0, "square": 0.0, "steps": 0}
+        return multiplier(self.initial)
 
     def value(self, state: State) -> float:
         """alpha."""
@@ -52,7 +52,7 @@ class Automatic(Part):
 
     def __call__(self, state: State, logp: float, size: int) -> State:
         """The next state; `logp` is the mean of log pi(a|s), `size` the number A of action dimensions."""
-        return self.adam(state, self.slope(state, logp, size))
+        return adam(state, self.slope(state, logp, size), self.lr)
 
     def slope(self, state: State, logp: float, size: int) -> float:
         """The gradient with respect to x."""
@@ -60,17 +60,23 @@ class Automatic(Part):
         slope = -(logp + target)
         return slope * math.exp(state["x"]) if self.gradient == "alpha" else slope
 
-    def adam(self, state: State, slope: float) -> State:
-        """Adam with its usual constants, on one number."""
-        steps = state["steps"] + 1
-        mean = 0.9 * state["mean"] + 0.1 * slope
-        square = 0.999 * state["square"] + 0.001 * slope**2
-        move = (mean / (1 - 0.9**steps)) / (math.sqrt(square / (1 - 0.999**steps)) + 1e-8)
-        return {"x": state["x"] - self.lr * move, "mean": mean, "square": square, "steps": steps}
-
     def describe(self) -> str:
         target = "-A" if self.target is None else f"{self.target:g}"
         return f"alpha = exp(x), x by Adam so that mean(-log pi(a|s)) = {target}"
+
+
+def multiplier(initial: float) -> State:
+    """The state of a number above 0 that is learned as exp(x)."""
+    return {"x": math.log(initial), "mean": 0.0, "square": 0.0, "steps": 0}
+
+
+def adam(state: State, slope: float, lr: float) -> State:
+    """Adam with its usual constants, on one number x with this gradient."""
+    steps = state["steps"] + 1
+    mean = 0.9 * state["mean"] + 0.1 * slope
+    square = 0.999 * state["square"] + 0.001 * slope**2
+    move = (mean / (1 - 0.9**steps)) / (math.sqrt(square / (1 - 0.999**steps)) + 1e-8)
+    return {"x": state["x"] - lr * move, "mean": mean, "square": square, "steps": steps}
 
 
 def alpha_of(part: Any, state: State) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from upslope import diff, make
-from upslope.actor_critic.contract import learner_of, transitions
+from upslope.actor_critic.contract import check_actor_critic, learner_of, transitions
 from upslope.actor_critic.testing import GivenPolicy, minibatch_of
 
 
@@ -113,3 +113,58 @@ def test_it_lowers_values_of_actions_that_the_log_lacks():
         far = m.q(m.observation, torch.rand(64, 2, generator=torch.Generator().manual_seed(1)).round() * 2 - 1)
         above[settings["coefficient"]] = float((far.mean() - m.logged_q().mean()).detach())
     assert above[10.0] < above[0.0] - 0.5
+
+
+def dual(target, **settings):
+    return make("cql", samples=3, **{"penalty.target_gap": target, **settings}).penalty
+
+
+def test_the_lagrange_form_in_value_and_gradient():
+    """alpha' = e at first; the term is alpha' alpha_cql sum_j (gap_j - target), and x descends -1/2 of it."""
+    scale = tensor([1.5, -0.7]).requires_grad_()
+    plain = make("cql", samples=3, coefficient=1.0).penalty(batch(scale))
+    (by_plain,) = torch.autograd.grad(plain, scale)
+    part = dual(0.8, coefficient=5.0, target_lr=0.01)
+    loss, state = part(batch(scale), part.init())
+    (by_dual,) = torch.autograd.grad(loss, scale)
+    expected = math.e * 5.0 * (float(plain.detach()) - 2 * 0.8)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(by_dual, math.e * 5.0 * by_plain)
+
+    x = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([x], 0.01)
+    (-0.5 * x.exp() * 5.0 * (float(plain.detach()) - 1.6)).backward()
+    optimizer.step()
+    assert state["x"] == pytest.approx(float(x.detach()))
+    assert state["x"] > 1.0  # the gap is above its target: the penalty grows
+
+
+def test_the_multiplier_falls_below_the_target_and_is_bounded():
+    high = dual(100.0)
+    _, state = high(batch(tensor([1.5, -0.7])), high.init())
+    assert state["x"] < 1.0
+    part = dual(0.8, coefficient=1.0)
+    loss, state = part(batch(tensor([1.5, -0.7])), {**part.init(), "x": 50.0})
+    gap = make("cql", samples=3, coefficient=1.0).penalty(batch(tensor([1.5, -0.7])))
+    assert float(loss) == pytest.approx(1e6 * (float(gap) - 1.6))
+    assert state["x"] == 50.0
+
+
+def test_a_multiplier_of_one_and_no_target_is_the_plain_form():
+    part = dual(0.0, coefficient=2.0)
+    loss, _ = part(batch(tensor([1.5, -0.7])), {**part.init(), "x": 0.0})
+    assert float(loss) == pytest.approx(
+        float(make("cql", samples=3, coefficient=2.0).penalty(batch(tensor([1.5, -0.7]))))
+    )
+
+
+@pytest.mark.parametrize("method", ["cql", "cal_ql"])
+def test_the_multiplier_is_learned_saved_and_restored(method):
+    recipe = make(method, samples=2, **{"penalty.target_gap": 0.8})
+    check_actor_critic(recipe)
+    learner = learner_of(recipe)
+    for index in range(3):
+        learner.update(transitions(learner.layout, index), watch=True)
+    assert learner.state["penalty"]["steps"] == 3
+    assert learner.state_dict()["parts"]["penalty"]["x"] != 1.0
+    assert "alpha' 10 sum over j" in "\n".join(recipe.objective())

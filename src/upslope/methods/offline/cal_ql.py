@@ -11,8 +11,8 @@ Limits:  G -> -infinity is cql. G above all Q: only uniform actions are pushed d
 Expects:  a log (--data) of whole episodes; with --task and rollout.offline_steps=N it plays on after N steps. G of what is
     played is known when an episode ends, so its steps are stored then.
 Source:  Nakamoto et al. 2023 (arXiv:2303.05479), equation 5; nakamotoo/Cal-QL, JaxCQL/conservative_sac.py.
-Deviations:  alpha_cql = 10, not tuned by the Lagrange form (theirs: 5 with it, 1 without). G of an episode that time cut short
-    is the sum until then; theirs, for rewards that never come, is r / (1 - gamma).
+Deviations:  alpha_cql = 10 as cql's (theirs: 5 with penalty.target_gap=0.8 on antmaze, 1 without on adroit). G of an
+    episode that time cut short is the sum until then; theirs, for rewards that never come, is r / (1 - gamma).
 Not this:  a clip of the penalty as a whole: the max is taken for each action.
 """
 

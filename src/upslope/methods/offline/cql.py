@@ -10,7 +10,8 @@ Differs from sac:  the penalty; no entropy in the target; three hidden layers in
 Limits:  alpha_cql = 0 (penalty.coefficient) is sac without entropy in the target.
 Expects:  a log (--data).
 Source:  Kumar et al. 2020 (arXiv:2006.04779), equation 4, CQL(H); corl-team/CORL, algorithms/offline/cql.py.
-Deviations:  alpha_cql = 10 (CORL), not tuned by the Lagrange form; no maximum over n next actions; observations as logged.
+Deviations:  alpha_cql = 10 (CORL); no maximum over n next actions; observations as logged. The Lagrange form, which scales the
+    penalty so that gaps come to a target, is penalty.target_gap=0.8 (for antmaze, with penalty.coefficient=5).
 Not this:  the form without importance weights, which subtracts a count's logarithm.
 """
 
