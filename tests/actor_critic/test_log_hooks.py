@@ -1,11 +1,14 @@
 """What methods may ask of a whole log: some episodes, weights of draws, columns made anew, columns of what is to come."""
 
+import dataclasses
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
 from upslope import Trainer, UsageError, make
+from upslope.actor_critic import setup
 from upslope.actor_critic import trainer as loop
 from upslope.actor_critic.contract import learner_of
 from upslope.actor_critic.data import Affine
@@ -307,3 +310,14 @@ def test_a_failing_environment_leaves_what_was_played(tmp_path, played):
     assert len(run_log(out)) == 17
     trainer = train("cal_ql", 4, out, task=lambda: Line(), resume=True, **settings)
     assert trainer.rows[-1]["env_steps"] > 17
+
+
+@pytest.mark.parametrize("method", ["awr", "percent_bc", "cal_ql"])
+def test_a_log_without_rewards_is_refused_by_whatever_reads_them(method, played, monkeypatch):
+    plain = setup.open_log
+    monkeypatch.setattr(
+        setup, "open_log", lambda path, actions: dataclasses.replace(plain(path, actions), rewarded=False)
+    )
+    with pytest.raises(UsageError, match=r"has no rewards, which .* learns from. Imitate it: upslope train bc"):
+        train(method, 1, data=str(played))
+    train("bc", 1, data=str(played))

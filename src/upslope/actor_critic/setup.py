@@ -118,26 +118,9 @@ def open_run(config: Config, recipe: ActorCritic, task: Any) -> Opened:
     if config.data is not None and log is None:
         assert evaluation is not None
         log = open_log(config.data, evaluation.actions)
-    if log is not None and not log.rewarded and recipe.critic is not None:
-        raise UsageError(
-            f"the log {config.data} has no rewards, which '{recipe.name}' learns from. Imitate it: upslope train bc."
-        )
-    log, chances = _selected(recipe, log)
     plays = evaluation is not None and (log is None or rollout.offline_steps is not None)
-    if log is None and (recipe.needs or recipe.any_reads("reads_log")):
-        raise UsageError(
-            f"'{recipe.name}' keeps to the actions of a log: give --data FILE, or the folder of a run that has played."
-        )
-    if plays and (only := sorted(recipe.needs - AHEAD)):
-        raise UsageError(
-            f"'{recipe.name}' reads {', '.join(only)}, which only a log has. Set rollout.offline_steps=None."
-        )
-    played = config.steps * rollout.steps * rollout.environments
-    if log is None and rollout.warmup >= played > 0:
-        raise UsageError(
-            f"the first rollout.warmup={rollout.warmup} actions are drawn at random, and this run has {played} in all: nothing "
-            f"would be learned. Lower rollout.warmup, or raise --steps ({rollout.steps * rollout.environments} actions each)."
-        )
+    _refuse_unlearnable(config, recipe, log, plays)
+    log, chances = _selected(recipe, log)
     environments = _environments(config, name, rollout.environments, config.seed) if plays else None
     observations, actions = _spaces(evaluation, log)
     layout = Layout(observations.size, actions.size, tuple(sorted(recipe.needs)))
@@ -170,6 +153,29 @@ def open_run(config: Config, recipe: ActorCritic, task: Any) -> Opened:
         unfinished,
         Setting(text),
     )
+
+
+def _refuse_unlearnable(config: Config, recipe: ActorCritic, log: Log | None, plays: bool) -> None:
+    """Raises UsageError where a recipe asks for what neither the log nor what is played gives."""
+    rollout: Any = recipe.rollout
+    if log is not None and not log.rewarded and any((recipe.critic, recipe.value, recipe.selection)):
+        raise UsageError(
+            f"the log {config.data} has no rewards, which '{recipe.name}' learns from. Imitate it: upslope train bc."
+        )
+    if log is None and (recipe.needs or recipe.any_reads("reads_log")):
+        raise UsageError(
+            f"'{recipe.name}' keeps to the actions of a log: give --data FILE, or the folder of a run that has played."
+        )
+    if plays and (only := sorted(recipe.needs - AHEAD)):
+        raise UsageError(
+            f"'{recipe.name}' reads {', '.join(only)}, which only a log has. Set rollout.offline_steps=None."
+        )
+    played = config.steps * rollout.steps * rollout.environments
+    if log is None and rollout.warmup >= played > 0:
+        raise UsageError(
+            f"the first rollout.warmup={rollout.warmup} actions are drawn at random, and this run has {played} in all: nothing "
+            f"would be learned. Lower rollout.warmup, or raise --steps ({rollout.steps * rollout.environments} actions each)."
+        )
 
 
 def _selected(recipe: ActorCritic, log: Log | None) -> tuple[Log | None, np.ndarray | None]:
@@ -278,8 +284,9 @@ def _told(config: Config, recipe: ActorCritic, name: Any, environments: Environm
     parts = []
     if log is not None:
         returns = log.returns()
+        drawn = f" ({recipe.selection.describe()})" if recipe.selection is not None else ""
         parts.append(
-            f"log {config.data}: {len(log):,} transitions in {len(returns)} episodes, mean return {returns.mean():.4g}"
+            f"log {config.data}: {len(log):,} transitions in {len(returns)} episodes{drawn}, mean return {returns.mean():.4g}"
         )
         parts += log.notes
     if environments is not None:
