@@ -9,17 +9,17 @@ The model stays in `eval()` mode: without dropout, a ratio of log-probs is exact
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from upslope.errors import UsageError
-from upslope.policies import loading, plans, support
+from upslope.policies import loading, support
 from upslope.policies.attention import Backend
 from upslope.policies.heads import LogitFinish
 from upslope.policies.logprobs import (
@@ -30,18 +30,18 @@ from upslope.policies.logprobs import (
     observed_columns,
     positions_at_once,
 )
-from upslope.policies.lora import LoraSettings, adapters_off, add_adapters, save_merged
+from upslope.policies.lora import LoraSettings, adapters_off, add_adapters
 from upslope.policies.network import Network
+from upslope.policies.trained import Packing, TrainedModel
 from upslope.recipe import Observation
-from upslope.rollout import Message, Rollouts
+from upslope.rollout import Rollouts
 
-Packing = Literal["auto", "tree", "padded"]
 COLUMNS = (*LOGIT_COLUMNS, "hidden")
 
 log = logging.getLogger("upslope")
 
 
-class LanguagePolicy:
+class LanguagePolicy(TrainedModel):
     """A causal language model with its tokenizer, scored on packed prefix trees.
 
     model         a transformers PreTrainedModel, wrapped by peft where it has adapters; in eval mode
@@ -127,70 +127,12 @@ class LanguagePolicy:
             top_k=top_k,
         )
 
-    @property
-    def model(self) -> Any:
-        return self.network.model
-
-    @property
-    def packing(self) -> Literal["tree", "padded"]:
-        return self.network.packing
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return support.model_dtype(self.model)
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens, prompt and response together, that the model was made for."""
-        return self.network.context_length
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The trained parameters: all, or the adapters."""
-        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
-
-    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
-        """Token ids of a prompt: messages through the tokenizer's chat template, a string as it is."""
-        return loading.encode(self.tokenizer, prompt)
-
-    def encode_completion(
-        self, prompt: str | Sequence[Message], completion: str | Sequence[Message]
-    ) -> tuple[list[int], str]:
-        """Token ids of a given completion of a prompt, with its end token, and its text. Raises UsageError as `encode`."""
-        return loading.encode_completion(self.tokenizer, prompt, completion)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, without special tokens."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
-
     def save(self, path: str | Path) -> None:
-        """Write an ordinary Hugging Face folder: config, safetensors, tokenizer.
-
-        Adapters are merged into the weights, and also written on their own to `adapter/` inside the folder. The settings of
-        tasks that the model came with (tasks.json) are its own, too: they go along.
-        """
-        with loading.quiet():
-            save_merged(self.model, Path(path))
-            self.tokenizer.save_pretrained(path)
+        """As TrainedModel.save. The settings of tasks that the model came with (tasks.json) are its own, too: they go along."""
+        super().save(path)
         source = self.model.config._name_or_path
         if source and (tasks := Path(source) / "tasks.json").is_file():
             (Path(path) / "tasks.json").write_bytes(tasks.read_bytes())
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The trained parameters by name, not copied: what a checkpoint needs beside the model it started from."""
-        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state_dict` returned.
-
-        Raises:
-            UsageError: names or shapes differ from the trained parameters of this policy.
-        """
-        loading.copy_parameters(state, dict(self.model.named_parameters()), set(self.state_dict()))
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -207,23 +149,6 @@ class LanguagePolicy:
         twin = copy.copy(self)
         twin.network = self.network.twin(copy.deepcopy(self.model).requires_grad_(False))
         return twin
-
-    def plan(
-        self,
-        rollouts: Rollouts,
-        *,
-        tokens_per_pass: int,
-        keep_groups: bool = False,
-        rows: Tensor | None = None,
-    ) -> list[Tensor]:
-        """Micro-batches: disjoint row indices [r] int64 that together are all `rows` (all rollouts, where None).
-
-        Each costs at most `tokens_per_pass` token passes, padding included. Rows of a prompt stay together where they
-        fit; a prompt whose rows do not fit is split, unless `keep_groups`. A row beyond the budget is a micro-batch.
-        """
-        return plans.plan(
-            rollouts, tokens_per_pass=tokens_per_pass, keep_groups=keep_groups, rows=rows, packing=self.packing
-        )
 
     def score(
         self,

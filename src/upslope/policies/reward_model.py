@@ -8,24 +8,24 @@ forward pass. Completions of one prompt are computed on packed prefix trees, as 
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from upslope.errors import UsageError
-from upslope.policies import loading, plans, support
+from upslope.policies import loading, support
 from upslope.policies.attention import Backend
-from upslope.policies.lora import LoraSettings, add_adapters, has_adapters, save_merged
+from upslope.policies.lora import LoraSettings, add_adapters, has_adapters
 from upslope.policies.network import Network
 from upslope.policies.passes import Pass
+from upslope.policies.trained import Packing, TrainedModel
 from upslope.recipe import Observation
-from upslope.rollout import Message, Rollouts
+from upslope.rollout import Rollouts
 
-Packing = Literal["auto", "tree", "padded"]
 COLUMNS = frozenset({"value", "logp"})
 
 log = logging.getLogger("upslope")
@@ -58,7 +58,7 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model() if has_adapters(model) else model
 
 
-class RewardModel:
+class RewardModel(TrainedModel):
     """A score for a prompt with a completion. In training it stands where the policy does, but writes nothing.
 
     model        a transformers model of type AutoModelForSequenceClassification with one label, perhaps wrapped by peft
@@ -126,71 +126,6 @@ class RewardModel:
             packing=packing,
             attention=attention,
             gradient_checkpointing=gradient_checkpointing,
-        )
-
-    @property
-    def model(self) -> Any:
-        return self.network.model
-
-    @property
-    def packing(self) -> Literal["tree", "padded"]:
-        return self.network.packing
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return support.model_dtype(self.model)
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens, prompt and completion together, that the model was made for."""
-        return self.network.context_length
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The trained parameters: all, or the adapters and the score."""
-        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
-
-    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
-        """Token ids of a prompt: messages through the tokenizer's chat template, a string as it is."""
-        return loading.encode(self.tokenizer, prompt)
-
-    def encode_completion(
-        self, prompt: str | Sequence[Message], completion: str | Sequence[Message]
-    ) -> tuple[list[int], str]:
-        """Token ids of a completion of a prompt, with its end token, and its text. Raises UsageError as `encode`."""
-        return loading.encode_completion(self.tokenizer, prompt, completion)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, without special tokens."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
-
-    def save(self, path: str | Path) -> None:
-        """Write an ordinary folder of AutoModelForSequenceClassification, with the tokenizer.
-
-        Adapters are merged into the weights, and also written on their own to `adapter/` inside the folder.
-        """
-        with loading.quiet():
-            save_merged(self.model, Path(path))
-            self.tokenizer.save_pretrained(path)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The trained parameters by name, not copied."""
-        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` returned. Raises UsageError where names or shapes differ."""
-        loading.copy_parameters(state, dict(self.model.named_parameters()), set(self.state_dict()))
-
-    def plan(
-        self, rollouts: Rollouts, *, tokens_per_pass: int, keep_groups: bool = False, rows: Tensor | None = None
-    ) -> list[Tensor]:
-        """Micro-batches, as `LanguagePolicy.plan`."""
-        return plans.plan(
-            rollouts, tokens_per_pass=tokens_per_pass, keep_groups=keep_groups, rows=rows, packing=self.packing
         )
 
     def score(
