@@ -1,5 +1,6 @@
 """What the studies share: runs of `upslope compare`, tables over seeds with intervals, and a figure."""
 
+import argparse
 import subprocess
 import sys
 import textwrap
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from readings import READINGS
 
 from upslope.compare import Job, finished, plan_jobs
 from upslope.runs.metrics import read_metrics
@@ -41,9 +43,46 @@ def jobs_of(methods: Sequence[str], out: Path, *, steps: int, seeds: int) -> lis
     return [job for job in plan_jobs(methods, seeds, out) if finished(job.folder, steps)]
 
 
-def paragraph(*sentences: str) -> list[str]:
-    """Lines of Markdown."""
-    return textwrap.wrap(" ".join(sentences), 128, break_long_words=False, break_on_hyphens=False)
+def parse(doc: str, name: str) -> argparse.Namespace:
+    """--seeds, --runs (a folder, made) and --out, for a study whose module docstring is `doc`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--runs", type=Path, default=Path("runs", name))
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    arguments = parser.parse_args()
+    arguments.runs = arguments.runs.resolve()
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    return arguments
+
+
+def publish(
+    name: str,
+    doc: str,
+    labels: Sequence[str],
+    setup: str,
+    values: "Values",
+    figures: Sequence[str],
+    courses: Mapping[str, "Mapping[int, Points]"],
+    axes: Mapping[str, str],
+    out: Path,
+) -> None:
+    """study_NAME.md, with the table of `values`, and study_NAME.svg, with `courses` by label and seed on `axes` (x, y, title).
+
+    doc     of the script: its title up to the first colon, then the question
+    setup   how the runs were made and read, one paragraph
+    """
+    title, _, question = doc.partition(": ")[0], *doc.partition("\n\n")[1:]
+    lines = [f"# Study: {title[0].lower()}{title[1:]}", "", question.strip(), ""]
+    lines += textwrap.wrap(" ".join(setup.split()), 128, break_long_words=False, break_on_hyphens=False)
+    lines += ["", *table(labels, values, figures), "", f"![{axes['y']} over {axes['x']}](study_{name}.svg)"]
+    if name in READINGS:
+        lines += ["", "## Reading", "", READINGS[name]]
+    (out / f"study_{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_figure(
+        {label: list(courses[label].values()) for label in labels if label in courses},
+        out / f"study_{name}.svg",
+        **axes,
+    )
 
 
 def table(labels: Sequence[str], values: Values, figures: Sequence[str]) -> list[str]:

@@ -4,14 +4,12 @@ The embedded model spells words of three to five letters backward, mostly wrongl
 answers, and a verifier: which methods make most of both? Held out are 128 other words of six and seven letters.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-from arms import compare, course, jobs_of, paragraph, table, write_figure
-from readings import READINGS
+from arms import compare, course, jobs_of, parse, publish
 
 from upslope.compare import Job
 from upslope.tasks.base import open_task
@@ -91,38 +89,18 @@ def courses(runs: Path, seeds: int) -> dict[str, dict[int, list[tuple[float, flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--runs", type=Path, default=Path("runs/demonstrations"))
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    arguments = parser.parse_args()
-    runs = arguments.runs.resolve()
-    runs.mkdir(parents=True, exist_ok=True)
-    if not (runs / "eval.jsonl").exists():
-        make_data(runs)
-    run_all(runs, arguments.seeds)
-    found = courses(runs, arguments.seeds)
+    arguments = parse(__doc__ or "", "demonstrations")
+    if not (arguments.runs / "eval.jsonl").exists():
+        make_data(arguments.runs)
+    run_all(arguments.runs, arguments.seeds)
+    found = courses(arguments.runs, arguments.seeds)
     values = {label: {seed: [points[-1][1]] for seed, points in of.items()} for label, of in found.items()}
-    lines = ["# Study: a few demonstrations beside a verifier", "", (__doc__ or "").partition("\n\n")[2].strip(), ""]
-    lines += [
-        *paragraph(
-            f"{STEPS} steps of {PROMPTS} prompts with {GROUP} of the policy's completions each (chord and hpt:",
-            f"and the demonstration; luffy, srft, rl_plus: {GROUP - 1} and the demonstration), AdamW at 1e-4.",
-            f"`sft` takes {PROMPTS} demonstrations a step;",
-            f"`{TWO_STAGES}` spends half the steps on either. pass@1 on the held-out words with 8 samples each,",
-            f"{arguments.seeds} seeds: interquartile mean [95 % interval], differences paired by seed.",
-        ),
-        "",
-        *table(LABELS, values, ("pass@1",)),
-        "",
-        "![pass@1 over the run](study_demonstrations.svg)",
-    ]
-    if "demonstrations" in READINGS:
-        lines += ["", "## Reading", "", READINGS["demonstrations"]]
-    (arguments.out / "study_demonstrations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    shown = {label: list(found[label].values()) for label in LABELS if label in found}
-    title = f"{WORDS} demonstrations beside a verifier"
-    write_figure(shown, arguments.out / "study_demonstrations.svg", x="step", y="held-out pass@1", title=title)
+    setup = f"""{STEPS} steps of {PROMPTS} prompts with {GROUP} of the policy's completions each (chord and hpt: and the
+    demonstration; luffy, srft, rl_plus: {GROUP - 1} and the demonstration), AdamW at 1e-4. `sft` takes {PROMPTS} demonstrations a step;
+    `{TWO_STAGES}` spends half the steps on either. pass@1 on the held-out words with 8 samples each, {arguments.seeds} seeds:
+    interquartile mean [95 % interval], differences paired by seed."""
+    axes = {"x": "step", "y": "held-out pass@1", "title": f"{WORDS} demonstrations beside a verifier"}
+    publish("demonstrations", __doc__ or "", LABELS, setup, values, ("pass@1",), found, axes, arguments.out)
 
 
 if __name__ == "__main__":

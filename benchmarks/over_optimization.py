@@ -4,7 +4,6 @@ How far does a policy move from where it began, and what is it worth there? Pref
 embedded model) are the only lesson; what the pairs stand for, right answers to other sums, is only measured.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -12,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from arms import compare, jobs_of, paragraph, table, write_figure
+from arms import compare, jobs_of, parse, publish
 from preferences import make_pairs
-from readings import READINGS
 
 from upslope.collect import seeded
 from upslope.engines.local import LocalEngine
@@ -116,43 +114,22 @@ def courses(runs: Path, seeds: int) -> dict[str, dict[int, list[tuple[float, flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--runs", type=Path, default=Path("runs/over_optimization"))
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    arguments = parser.parse_args()
-    runs = arguments.runs.resolve()
-    runs.mkdir(parents=True, exist_ok=True)
-    if not (runs / "pairs.jsonl").exists():
-        make_pairs(0.0, runs / "pairs.jsonl", PAIRS)
-    run_all(runs, arguments.seeds)
-    found = courses(runs, arguments.seeds)
+    arguments = parse(__doc__ or "", "over_optimization")
+    if not (arguments.runs / "pairs.jsonl").exists():
+        make_pairs(0.0, arguments.runs / "pairs.jsonl", PAIRS)
+    run_all(arguments.runs, arguments.seeds)
+    found = courses(arguments.runs, arguments.seeds)
     values = {
         label: {seed: [of[-1][1], of[-1][0], *max(of, key=lambda pair: pair[1])[::-1]] for seed, of in by_seed.items()}
         for label, by_seed in found.items()
     }
-    lines = ["# Study: over-optimization", "", (__doc__ or "").partition("\n\n")[2].strip(), ""]
-    lines += [
-        *paragraph(
-            f"{PAIRS} prompts; {STEPS} steps of 32 pairs, or of 32 completions scored by a reward model of the",
-            "same pairs (`rlhf_ppo`,",
-            f"`salsa`), {arguments.seeds} seeds. KL is that of whole completions from the embedded model, in",
-            "nats, measured with the",
-            f"true reward (share of right answers) on 200 held-out sums with {SAMPLES} samples each, every",
-            f"{EVERY} steps: at the end,",
-            "and where the true reward was highest. Interquartile mean [95 % interval], differences paired by seed.",
-        ),
-        "",
-        *table(LABELS, values, ("true reward", "KL", "best true reward", "KL there")),
-        "",
-        "![True reward over KL](study_over_optimization.svg)",
-    ]
-    if "over_optimization" in READINGS:
-        lines += ["", "## Reading", "", READINGS["over_optimization"]]
-    (arguments.out / "study_over_optimization.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    shown = {label: list(found[label].values()) for label in LABELS if label in found}
-    axes = {"x": "KL from the start, nats per completion", "y": "true reward"}
-    write_figure(shown, arguments.out / "study_over_optimization.svg", **axes, title="True reward over KL")
+    setup = f"""{PAIRS} prompts; {STEPS} steps of 32 pairs, or of 32 completions scored by a reward model of the same pairs
+    (`rlhf_ppo`, `salsa`), {arguments.seeds} seeds. KL is that of whole completions from the embedded model, in nats, measured with
+    the true reward (share of right answers) on 200 held-out sums with {SAMPLES} samples each, every {EVERY} steps: at the end, and
+    where the true reward was highest. Interquartile mean [95 % interval], differences paired by seed."""
+    figures = ("true reward", "KL", "best true reward", "KL there")
+    axes = {"x": "KL from the start, nats per completion", "y": "true reward", "title": "True reward over KL"}
+    publish("over_optimization", __doc__ or "", LABELS, setup, values, figures, found, axes, arguments.out)
 
 
 if __name__ == "__main__":

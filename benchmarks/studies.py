@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from arms import table
 from readings import READINGS
 
 from upslope.compare import Job, finished, plan_jobs
 from upslope.runs.metrics import read_metrics
-from upslope.runs.statistics import bootstrap, interquartile_mean, paired_difference
 
 PROMPTS, GROUP = 16, 8
 COMMON = (f"prompts_per_step={PROMPTS}", f"group_size={GROUP}", "eval.prompts=128", "eval.samples=8", "eval.every=20")
@@ -208,37 +208,11 @@ def write(name: str, study: Study, runs: Path, seeds: int, out: Path) -> None:
 def arm_table(study: Study, arm: Arm, jobs: Sequence[Job]) -> list[str]:
     """One row per method; figures with intervals, and the paired difference of the first figure."""
     budget = arm.steps * PROMPTS * GROUP
-    head = ["method", "seeds", *study.figures, f"{study.figures[0]} against the first"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     values: dict[str, dict[int, list[float]]] = {}
     for job in jobs:
         rows = rows_of(job)
         values.setdefault(job.label, {})[job.seed] = [FIGURES[figure](rows, budget) for figure in study.figures]
-    for method in study.methods:
-        mine = values.get(method, {})
-        if not mine:
-            lines.append(f"| `{method}` | 0 |" + " |" * (len(head) - 2))
-            continue
-        table = np.array([mine[seed] for seed in sorted(mine)])
-        cells = [_interval(table[:, column]) for column in range(table.shape[1])]
-        first = values.get(study.methods[0], {})
-        shared = sorted(mine.keys() & first.keys())
-        against = ""
-        if method != study.methods[0] and shared:
-            x, y = (np.array([which[seed][0] for seed in shared]) for which in (mine, first))
-            found = paired_difference(x, y)
-            against = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-        lines.append("| " + " | ".join([f"`{method}`", str(len(mine)), *cells, against]) + " |")
-    return lines
-
-
-def _interval(values: np.ndarray) -> str:
-    if not np.isfinite(values).all():
-        return "-"
-    found = bootstrap(values, interquartile_mean)
-    if found.value > 100:
-        return f"{found.value:.0f}"
-    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    return table(study.methods, values, study.figures)
 
 
 def curve_table(study: Study, arm: Arm, jobs: Sequence[Job], name: str) -> list[str]:

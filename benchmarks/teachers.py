@@ -4,13 +4,11 @@ The embedded model (pass@1 about 0.3 on sums) learns from its stronger sibling, 
 or write, as many tokens: which makes most of them, and which comes to be better than the teacher?
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
-from arms import compare, course, jobs_of, paragraph, table, write_figure
-from readings import READINGS
+from arms import compare, course, jobs_of, parse, publish
 
 from upslope.collect import seeded
 from upslope.compare import Job
@@ -61,53 +59,34 @@ def points(job: Job) -> list[tuple[float, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--runs", type=Path, default=Path("runs/teachers"))
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    arguments = parser.parse_args()
-    runs = arguments.runs.resolve()
-    runs.mkdir(parents=True, exist_ok=True)
-    data = runs / "teacher.jsonl"
+    arguments = parse(__doc__ or "", "teachers")
+    data = arguments.runs / "teacher.jsonl"
     if not data.exists():
         make_data(TEACHER, data)
-    teacher = ("--task", TASK, "--teacher", TEACHER)
     shared = {"steps": STEPS, "seeds": arguments.seeds}
     sampled = (*SHARED, f"prompts_per_step={PROMPTS}", f"group_size={GROUP}")
-    compare(ON_POLICY, runs / "out", **shared, options=teacher, settings=sampled)
+    teacher = ("--task", TASK, "--teacher", TEACHER)
+    compare(ON_POLICY, arguments.runs / "out", **shared, options=teacher, settings=sampled)
     given = (*SHARED, f"prompts_per_step={PROMPTS * GROUP}")
-    compare([SEQKD], runs / "out", **shared, options=("--task", TASK, "--data", str(data)), settings=given)
+    compare([SEQKD], arguments.runs / "out", **shared, options=("--task", TASK, "--data", str(data)), settings=given)
     found: dict[str, dict[int, list[tuple[float, float]]]] = {}
-    for job in jobs_of(LABELS, runs / "out", **shared):
+    for job in jobs_of(LABELS, arguments.runs / "out", **shared):
         found.setdefault(job.label, {})[job.seed] = points(job)
     values = {
         label: {seed: [of[-1][1], max(value for _, value in of), of[-1][0] / 1000] for seed, of in by_seed.items()}
         for label, by_seed in found.items()
     }
-    lines = ["# Study: learning from a teacher", "", (__doc__ or "").partition("\n\n")[2].strip(), ""]
-    lines += [
-        *paragraph(
-            f"{STEPS} steps of {PROMPTS} prompts with {GROUP} completions each (`seqkd`: {PROMPTS * GROUP}",
-            "completions of the",
-            f"teacher), AdamW at 1e-4, {arguments.seeds} seeds. The teacher itself has pass@1",
-            f"{score_of(TEACHER):.3f}. pass@1 on 128",
-            "held-out sums with 8 samples each, at the end and at the best of the evaluations (every 5 steps),",
-            "and thousands of",
-            "tokens that the teacher scored or wrote. Interquartile mean [95 % interval], differences paired by",
-            "seed. Only",
-            "`scope_opd` has a verifier, too.",
-        ),
-        "",
-        *table(LABELS, values, ("pass@1", "best pass@1", "teacher tokens / 1000")),
-        "",
-        "![pass@1 over the teacher's tokens](study_teachers.svg)",
-    ]
-    if "teachers" in READINGS:
-        lines += ["", "## Reading", "", READINGS["teachers"]]
-    (arguments.out / "study_teachers.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    shown = {label: list(found[label].values()) for label in LABELS if label in found}
-    axes = {"x": "tokens that the teacher scored or wrote", "y": "held-out pass@1"}
-    write_figure(shown, arguments.out / "study_teachers.svg", **axes, title="A teacher's tokens, by method")
+    setup = f"""{STEPS} steps of {PROMPTS} prompts with {GROUP} completions each (`seqkd`: {PROMPTS * GROUP} completions of the
+    teacher), AdamW at 1e-4, {arguments.seeds} seeds. The teacher itself has pass@1 {score_of(TEACHER):.3f}. pass@1 on 128 held-out
+    sums with 8 samples each, at the end and at the best of the evaluations (every 5 steps), and thousands of tokens that the
+    teacher scored or wrote. Interquartile mean [95 % interval], differences paired by seed. Only `scope_opd` has a verifier, too."""
+    figures = ("pass@1", "best pass@1", "teacher tokens / 1000")
+    axes = {
+        "x": "tokens that the teacher scored or wrote",
+        "y": "held-out pass@1",
+        "title": "A teacher's tokens, by method",
+    }
+    publish("teachers", __doc__ or "", LABELS, setup, values, figures, found, axes, arguments.out)
 
 
 if __name__ == "__main__":
