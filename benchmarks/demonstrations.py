@@ -96,9 +96,9 @@ def main() -> None:
     found = courses(arguments.runs, arguments.seeds)
     values = {label: {seed: [points[-1][1]] for seed, points in of.items()} for label, of in found.items()}
     setup = f"""{STEPS} steps of {PROMPTS} prompts with {GROUP} of the policy's completions each (chord and hpt: and the
-    demonstration; luffy, srft, rl_plus: {GROUP - 1} and the demonstration), AdamW at 1e-4. `sft` takes {PROMPTS} demonstrations a step;
-    `{TWO_STAGES}` spends half the steps on either. pass@1 on the held-out words with 8 samples each, {arguments.seeds} seeds:
-    interquartile mean [95 % interval], differences paired by seed."""
+    demonstration; luffy, srft, rl_plus: {GROUP - 1} and the demonstration), AdamW at 1e-4. `sft` takes {PROMPTS}
+    demonstrations a step; `{TWO_STAGES}` spends half the steps on either. pass@1 on the held-out words with 8
+    samples each, {arguments.seeds} seeds: interquartile mean [95 % interval], differences paired by seed."""
     axes = {"x": "step", "y": "held-out pass@1", "title": f"{WORDS} demonstrations beside a verifier"}
     publish("demonstrations", __doc__ or "", LABELS, setup, values, ("pass@1",), found, axes, arguments.out)
 

@@ -124,9 +124,10 @@ def main() -> None:
         for label, by_seed in found.items()
     }
     setup = f"""{PAIRS} prompts; {STEPS} steps of 32 pairs, or of 32 completions scored by a reward model of the same pairs
-    (`rlhf_ppo`, `salsa`), {arguments.seeds} seeds. KL is that of whole completions from the embedded model, in nats, measured with
-    the true reward (share of right answers) on 200 held-out sums with {SAMPLES} samples each, every {EVERY} steps: at the end, and
-    where the true reward was highest. Interquartile mean [95 % interval], differences paired by seed."""
+    (`rlhf_ppo`, `salsa`), {arguments.seeds} seeds. KL is that of whole completions from the embedded model, in
+    nats, measured with the true reward (share of right answers) on 200 held-out sums with {SAMPLES} samples each,
+    every {EVERY} steps: at the end, and where the true reward was highest. Interquartile mean [95 % interval],
+    differences paired by seed."""
     figures = ("true reward", "KL", "best true reward", "KL there")
     axes = {"x": "KL from the start, nats per completion", "y": "true reward", "title": "True reward over KL"}
     publish("over_optimization", __doc__ or "", LABELS, setup, values, figures, found, axes, arguments.out)

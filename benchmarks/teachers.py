@@ -77,9 +77,10 @@ def main() -> None:
         for label, by_seed in found.items()
     }
     setup = f"""{STEPS} steps of {PROMPTS} prompts with {GROUP} completions each (`seqkd`: {PROMPTS * GROUP} completions of the
-    teacher), AdamW at 1e-4, {arguments.seeds} seeds. The teacher itself has pass@1 {score_of(TEACHER):.3f}. pass@1 on 128 held-out
-    sums with 8 samples each, at the end and at the best of the evaluations (every 5 steps), and thousands of tokens that the
-    teacher scored or wrote. Interquartile mean [95 % interval], differences paired by seed. Only `scope_opd` has a verifier, too."""
+    teacher), AdamW at 1e-4, {arguments.seeds} seeds. The teacher itself has pass@1 {score_of(TEACHER):.3f}. pass@1
+    on 128 held-out sums with 8 samples each, at the end and at the best of the evaluations (every 5 steps), and
+    thousands of tokens that the teacher scored or wrote. Interquartile mean [95 % interval], differences paired by
+    seed. Only `scope_opd` has a verifier, too."""
     figures = ("pass@1", "best pass@1", "teacher tokens / 1000")
     axes = {
         "x": "tokens that the teacher scored or wrote",
