@@ -321,3 +321,26 @@ def test_a_log_without_rewards_is_refused_by_whatever_reads_them(method, played,
     with pytest.raises(UsageError, match=r"has no rewards, which .* learns from. Imitate it: upslope train bc"):
         train(method, 1, data=str(played))
     train("bc", 1, data=str(played))
+
+
+@pytest.mark.parametrize("method", ["prdc", "a2pr", "awr", "cal_ql"])
+def test_divergence_is_named(method, played):
+    with pytest.raises(UsageError, match=r"weights of the \w+ are not finite: training has diverged"):
+        train(method, 2, data=str(played), critic_lr=1e30, actor_lr=1e30)
+
+
+@pytest.mark.parametrize("settings", [{}, {"log_share": 0.5}])
+def test_weighted_draws_end_or_stay_with_the_log_once_it_plays(played, settings):
+    settings |= {"data": str(played), "offline_steps": 1, "selection.by": "return", "selection.alpha": 0.02}
+    trainer = train("harness_tw", 2, **settings)
+    parts = trainer.parts
+    source = parts.replay if parts.logged is None else parts.logged
+    chance = np.diff(parts.shares, prepend=0)
+    often = chance > 2 / len(chance)
+    place = parts.layout.columns()["truncated"][0]  # marked in a column that no update reads
+    parts.replay.rows[:, place] = 0.0
+    source.rows[: len(chance), place] = torch.from_numpy(often).float()
+    drawn = torch.cat([trainer._draw(torch.Generator().manual_seed(seed)) for seed in range(100)])[:, place]
+    expected = often.sum() / len(parts.replay) if parts.logged is None else 0.5 * chance[often].sum()
+    assert abs(0.5 * chance[often].sum() - often.sum() / len(chance)) > 0.2
+    assert float(drawn.mean()) == pytest.approx(expected, abs=0.05)

@@ -52,7 +52,9 @@ class NearestCloning(ScaledCloning):
 
     def toward(self, m: Minibatch) -> tuple[Tensor, None]:
         tree, actions = m.networks.index
-        _, nearest = tree.query(self.keys(m.observation, m.sample()[0].detach()), workers=1)
+        # a policy that has diverged is named by the loop, not by the search
+        keys = np.nan_to_num(self.keys(m.observation, m.sample()[0].detach()))
+        _, nearest = tree.query(keys, workers=1)
         return actions[torch.from_numpy(np.asarray(nearest, dtype=np.int64))], None
 
     def describe(self) -> str:
