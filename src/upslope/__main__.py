@@ -20,10 +20,6 @@ def main(arguments: list[str] | None = None) -> int:
     # other starve; without any spinning a run alone loses a third of its speed. 1000 rounds cost neither (make bench).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
-    if os.path.exists("/sys/kernel/mm/transparent_hugepage"):
-        # Large tensors in whole huge pages of their own: with a vocabulary of 32k words, where glibc's malloc keeps what is
-        # freed in pieces that no later tensor fits, a run's peak is lower by a third, at no cost in time.
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from upslope.cli import run
     from upslope.errors import UsageError
 

@@ -1,10 +1,8 @@
 """What each command does when all is well, on a small random model or the embedded one."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +12,6 @@ from upslope.runs.metrics import read_metrics
 
 from .scene import put, run_here
 
-THP = Path("/sys/kernel/mm/transparent_hugepage")
 TRAIN = "train grpo --model TOY --data questions.jsonl --steps 2 --out run "
 TRL = """
 def score(prompts, completions, answer, **columns):
@@ -85,17 +82,6 @@ def test_methods_does_without_torch():
     program = "import sys; from upslope.__main__ import main; main(['methods']); print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert output.splitlines()[-1] == "False"
-
-
-def test_large_tensors_are_in_huge_pages_where_there_are_any():
-    """It is torch that reads the setting, from the environment, so it must be there before torch is imported."""
-    program = "import os, sys; from upslope.__main__ import main; main(['methods']); print(os.environ.get('THP_MEM_ALLOC_ENABLE'))"
-    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-    for given, expected in (({}, "1" if THP.exists() else "None"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "0")):
-        done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**environment, **given}
-        )
-        assert done.stdout.splitlines()[-1] == expected
 
 
 def test_show(say):

@@ -1,6 +1,6 @@
 """Log-probs, entropies and distributions of scored tokens: from whole logits, or from the logits of a few positions at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,14 +91,16 @@ def observed_columns(
     logits_of: Callable[[Tensor], Tensor], scored: Pass, wanted: Wanted, vocabulary: int
 ) -> dict[str, Tensor]:
     """Values [M] of the observed functions, without gradient; `logits_of(states [m])` gives logits [m, V], a few at a time."""
-    found: dict[str, list[Tensor]] = {name: [] for name in wanted.observe}
-    few = max(ENTRIES // vocabulary, 1)
-    for states, target in zip(scored.state.split(few), scored.target.split(few), strict=True):
-        if found:
-            log_probs = _scaled(logits_of(states), wanted).log_softmax(-1)
-            for name, function in wanted.observe.items():
-                found[name].append(function(log_probs, target))
-    return {name: torch.cat(values) for name, values in found.items()}
+    if not wanted.observe:
+        return {}
+
+    def observed(part: slice) -> list[Tensor]:
+        log_probs = _scaled(logits_of(scored.state[part]), wanted).log_softmax(-1)
+        return [function(log_probs, scored.target[part]) for function in wanted.observe.values()]
+
+    count = len(scored.target)
+    columns = _joined(((part, observed(part)) for part in _slices(count, max(ENTRIES // vocabulary, 1))), count)
+    return dict(zip(wanted.observe, columns, strict=True))
 
 
 def compared_columns(
@@ -113,7 +115,7 @@ def compared_columns(
 ) -> dict[str, Tensor]:
     """Values [M] of functions of two next-token distributions, from hidden states [M, H] and [M, H'] and what makes logits of them.
 
-    A few positions at a time, so that no more than ENTRIES log-probs of either are held. The gradient is that of the first. Where
+    A few positions at a time, so that no more than ENTRIES log-probs of both are held. The gradient is that of the first. Where
     one vocabulary is padded further than the other, `compare` gets both cut to the smaller. Among the `columns` may be "logp" and
     "teacher_logp" beside those of `compare`: the log-probs of the tokens `target` [M] under the first and the other.
     """
@@ -128,7 +130,7 @@ def compared_columns(
         said = {"logp": own, "teacher_logp": theirs}
         return [said[n].gather(-1, tokens).squeeze(1) if n in said else compare[n](*pair) for n in names]
 
-    return in_parts(hidden, head, few, columns, max(ENTRIES // head.weight.shape[0], 1))
+    return in_parts(hidden, head, few, columns, max(ENTRIES // (2 * head.weight.shape[0]), 1))
 
 
 Few = Callable[[Tensor, slice, Sequence[str]], list[Tensor]]
@@ -160,8 +162,8 @@ class _InParts(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias)
         ctx.few, ctx.names, ctx.parts = few, names, _slices(len(hidden), positions)
         ctx.set_materialize_grads(False)
-        found = [few(nn.functional.linear(hidden[part], weight, bias), part, names) for part in ctx.parts]
-        columns = tuple(torch.cat(values) for values in zip(*found, strict=True))
+        parts = ((part, few(nn.functional.linear(hidden[part], weight, bias), part, names)) for part in ctx.parts)
+        columns = tuple(_joined(parts, len(hidden)))
         ctx.mark_non_differentiable(*(column for column in columns if not column.is_floating_point()))
         return columns
 
@@ -185,6 +187,20 @@ class _InParts(torch.autograd.Function):
             if of_bias is not None:
                 of_bias += of_raw.sum(0)
         return of_hidden, of_weight, of_bias, None, None, None
+
+
+def _joined(parts: Iterable[tuple[slice, Sequence[Tensor]]], count: int) -> list[Tensor]:
+    """Columns [count, ...] of which the parts come one by one.
+
+    Their small results go to one place at once: left lying between the parts' large intermediate ones, they would keep malloc
+    from using that space again, and memory would grow with every part.
+    """
+    columns: list[Tensor] = []
+    for part, found in parts:
+        columns = columns or [values.new_empty((count, *values.shape[1:])) for values in found]
+        for column, values in zip(columns, found, strict=True):
+            column[part] = values
+    return columns
 
 
 def _slices(count: int, size: int) -> list[slice]:
