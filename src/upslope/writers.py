@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from upslope.policies.plans import score_in_passes
-from upslope.policies.scorer import AdapterlessScorer
 from upslope.recipe import State
 from upslope.rollout import Rollouts, Sampling
 
@@ -53,6 +52,8 @@ class Writers:
     @contextmanager
     def _as(self, who: Drawn) -> Iterator[tuple[Any, Any]]:
         """An engine and a policy with the weights of the writer."""
+        from upslope.policies.scorer import AdapterlessScorer  # which imports transformers; an environment needs none
+
         policy, reference = self.actors.policy, self.actors.reference
         if who.weights is not None:
             with with_weights(policy, who.weights):

@@ -256,13 +256,21 @@ def test_the_epochs_end_at_the_target_kl():
     assert trainer.rows[1]["epochs"] == 4
 
 
+def test_an_environment_needs_no_language_model(tmp_path):
+    """transformers takes several seconds to import."""
+    script = "import sys; sys.modules['transformers'] = None; from upslope.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    given = ["train", "ppo", "--task", "CartPole-v1", "--steps", "1", "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", script, *given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.learning
 @pytest.mark.parametrize(
     ("method", "steps", "settings"),
-    [("ppo", 400, {}), ("a2c", 4000, {"eval": {"every": 400}}), ("reinforce@control", 150, {})],
+    [("ppo", 500, {}), ("a2c", 4000, {"eval": {"every": 400}}), ("reinforce@control", 150, {})],
 )
 def test_cart_pole_is_balanced(method, steps, settings):
-    """PPO within 410 thousand steps, A2C within 160 thousand, REINFORCE in 2400 episodes."""
+    """PPO within 256 thousand steps, A2C within 160 thousand, REINFORCE in 2400 episodes."""
     assert make(method).rollout is not None
     with Trainer(method, task="CartPole-v1", steps=steps, threads=1, **settings) as trainer:
         trainer.train()

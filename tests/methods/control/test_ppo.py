@@ -50,7 +50,7 @@ def test_advantages_are_normalised_with_n_minus_1():
 
 def test_defaults():
     recipe = make("ppo")
-    assert (recipe.rollout.environments, recipe.rollout.steps) == (8, 128)
+    assert (recipe.rollout.environments, recipe.rollout.steps) == (4, 128)
     assert (recipe.update.epochs, recipe.update.minibatches, recipe.update.value_coefficient) == (4, 4, 0.5)
     assert (recipe.optimizer.lr, recipe.optimizer.eps, recipe.optimizer.grad_clip) == (2.5e-4, 1e-5, 0.5)
     assert recipe.regularizer.coefficient == 0.01

@@ -14,7 +14,8 @@ Limits:  one epoch of one mini-batch without a clip and without normalising is a
 Expects:  an environment, discrete or continuous. For continuous actions take ppo@continuous.
 Source:  Schulman et al. 2017 (arXiv:1707.06347), eq. 7 and 9; the details as in OpenAI's baselines (ppo2), after Engstrom et al.
     2020 (arXiv:2005.12729), Andrychowicz et al. 2021 (arXiv:2006.05990) and Huang et al. 2022 ("The 37 Implementation
-    Details of PPO"), whose code is cleanrl's ppo.py. Each detail is a setting.
+    Details of PPO"), whose code is cleanrl's ppo.py, as are the numbers here. Each detail is a setting. With twice the copies a
+    step has twice the actions for as many updates: CartPole-v1 takes twice the actions.
 Deviations:  a time limit is no end: what was reached is worth V; cleanrl takes it for 0. Observations are normalised by moments
     that change between updates, not between steps; rewards by those of the whole rollout. The rate falls with every optimizer
     step instead of every rollout.
@@ -35,7 +36,7 @@ from upslope.registry import method, preset
 @method(paper="1707.06347", title="Proximal Policy Optimization Algorithms", parent="a2c")
 def ppo() -> Recipe:
     return a2c().replace(
-        rollout=Steps(environments=8, steps=128),
+        rollout=Steps(environments=4, steps=128),
         critic=ClippedValue(clip=0.2),
         advantage=GAE(gamma=0.99, lam=0.95, whiten=False),
         control=NormalizedAdvantage(),
