@@ -13,6 +13,7 @@ from upslope.errors import UsageError
 COMMANDS = {
     "train": "train a model by a method, on a task or your own data",
     "eval": "pass@k of a model on held-out prompts, or its win rate against another",
+    "data": "make a log of transitions to learn from offline",
     "compare": "several methods over the same seeds and prompts",
     "probe": "what methods would change on a task, without training",
     "diagnose": "which pairs a trained model ranks right, by difficulty; how often it solves each prompt; what a log is worth",

@@ -85,18 +85,23 @@ def command(
         set: pass-rates: path=value, as for train; data: random_return, best_return, bins, discount, fqe_steps; repeatable.
     """
     given = {name: value for name, value in locals().items() if name not in ("what", "model", "as_json")}
-    given["set"] = set or None
+    _diagnose(what, model, as_json, **{**given, "set": set or None})
+
+
+def _diagnose(what: str, model: str, as_json: bool, **given: Any) -> None:
+    """Checks that what is given is read, and examines."""
     if unread := [f"--{name}" for name, value in given.items() if value is not None and name not in READ[what]]:
         raise UsageError(f"diagnose {what} does not read {', '.join(unread)}. See `upslope diagnose --help`.")
+    seed, overrides, data, reference = given["seed"] or 0, given["set"] or (), given["data"], given["reference"]
     if what == "data":
-        tell(examine(model, reference, policy, seed or 0, set), as_json)
-        return
-    if what == "pass-rates":
-        found = measure(model, data, reward, out, 8 if samples is None else samples, seed or 0, set)
-        _tell_rates(found, as_json)
+        tell(examine(model, reference, given["policy"], seed, overrides), as_json)
+    elif what == "pass-rates":
+        samples = 8 if given["samples"] is None else given["samples"]
+        _tell_rates(measure(model, data, given["reward"], given["out"], samples, seed, overrides), as_json)
     else:
-        subject = _subject(model, data, split, reference, beta)
-        _ranking(subject, 2000 if pairs is None else pairs, 6 if bins is None else bins, device or "auto", as_json)
+        subject = _subject(model, data, given["split"], reference, given["beta"])
+        pairs, bins = (most if given[name] is None else given[name] for name, most in (("pairs", 2000), ("bins", 6)))
+        _ranking(subject, pairs, bins, given["device"] or "auto", as_json)
 
 
 def _tell_rates(found: dict[str, Any], as_json: bool) -> None:

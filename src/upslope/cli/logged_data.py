@@ -50,7 +50,8 @@ QUANTILES = {"least": 0.0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.7
 def _settings(overrides: tuple[str, ...]) -> dict[str, Any]:
     from upslope.config import merge_overrides
 
-    given = merge_overrides({}, overrides)
+    merged = merge_overrides({}, overrides)
+    given = {**merged.pop("settings", {}), **merged}
     if unknown := sorted(set(given) - set(SETTINGS)):
         raise UsageError(f"diagnose data has no setting {', '.join(unknown)}. It has {', '.join(SETTINGS)}.")
     for name, value in given.items():

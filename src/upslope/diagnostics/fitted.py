@@ -6,7 +6,8 @@
 The estimate is of the discounted return without a time limit, and only as good as the log's cover of what the policy does.
 
 Source: Le et al. 2019 (arXiv:1903.08738); takuseno/d3rlpy, ope/torch/fqe_impl.py.
-Deviations: observations are standardized by the log, rewards divided by their root mean square while fitting.
+Deviations: the target is copied every 20 steps, not 100: a copy looks one step further, and 500 copies reach 0.99^500;
+    observations are standardized by the log; rewards are divided by their root mean square while fitting.
 """
 
 import itertools
@@ -27,7 +28,7 @@ class FitSettings:
     lr: float = 3e-4
     batch_size: int = 256
     hidden: tuple[int, ...] = (256, 256)
-    copy_every: int = 100
+    copy_every: int = 20
     discount: float = 0.99
     seed: int = 0
 

@@ -66,6 +66,8 @@ def read_minari(folder: Path) -> Found:
     low, high = about.get("ref_min_score"), about.get("ref_max_score")
     scores = (float(low), float(high)) if low is not None and high is not None and high != low else None
     task, settings = _environment(about.get("env_spec"))
+    if task is None and isinstance(made := about.get("upslope"), dict):
+        task = made.get("task")  # one's own, which env_spec cannot name
     return Found(arrays, task, settings, actions if raw else None, scores)
 
 
