@@ -149,6 +149,8 @@ def test_the_command_makes_a_log_of_discrete_actions_by_ppo(tmp_path, monkeypatc
     assert json.loads(about["action_space"])["type"] == "Discrete"
     assert gymnasium.envs.registration.EnvSpec.from_json(about["env_spec"]).id == "CartPole-v1"
     assert main([*line.split(), "--json"]) == 2
+    assert main(["data", "make", "--env", "x", "--quality", "best", "--out", "y"]) == 2
+    assert "--quality takes random, medium, " in capsys.readouterr().err
     assert main(line.split()) == 0
     assert "has this log already" in capsys.readouterr().out
     assert main(["diagnose", "data", "log"]) == 0

@@ -75,6 +75,8 @@ def _one_line(box: str) -> str:
     if wrong := re.search(r"Error parsing (\S+): .*?'([^']*)'.*? Argument helptext: .*?\b(INT|FLOAT|PATH|STR)\b", text):
         option, value, kind = wrong.groups()
         return f"{option} takes {KINDS[kind]}, not '{value}'."
+    if other := re.search(r"nvalid choice '([^']*)' for argument '(\S+)'\. Expected one of \((.*?)\)", text):
+        return f"{other[2]} takes {other[3].replace(chr(39), '')}, not '{other[1]}'."
     if needy := re.search(r"Missing value for argument '(\S+)'", text):
         return f"{needy[1]} needs a value."
     if missing := re.search(r"Missing from upslope \S+: (.*?) For full", text):
