@@ -79,7 +79,13 @@ class Wave:
         self.step = 0
         self.uniforms = Uniforms(call.seed, len(call.prompt))
         self.first_limit = int(call.limit[rows].min())
-        self.drawn: list[tuple[Tensor, ...]] = []
+        self.drawn: list[tuple[Tensor, Tensor]] = []  # of each step: rows, and their tokens
+        # Kept in one place: a step's small results, left lying between the large logits of the steps, would keep malloc from
+        # using that space again, and memory would grow with every step.
+        room = len(rows) * int(call.limit[rows].max())
+        kinds = [torch.int64] + [torch.float32] * (2 + len(call.observed))
+        self.columns = [torch.empty(room, dtype=kind) for kind in kinds]
+        self.filled = 0
 
     def uniform(self) -> Tensor:
         """The random numbers of this step, [r] float64 in [0, 1)."""
@@ -100,8 +106,11 @@ class Wave:
         """
         if not logp.isfinite().all():
             self._check_finite(logp)
-        self.drawn.append((self.rows, tokens, logp, behavior_logp, *observed))
-        self.step += 1
+        place = slice(self.filled, self.filled + len(tokens))
+        for column, values in zip(self.columns, (tokens, logp, behavior_logp, *observed), strict=True):
+            column[place] = values
+        self.drawn.append((self.rows, self.columns[0][place]))
+        self.filled, self.step = place.stop, self.step + 1
         flags = self.call.stop_rule.flags(tokens)
         if flags.any():
             self._end(self._stopped(flags), stopped=True)
@@ -114,8 +123,9 @@ class Wave:
 
     def store(self) -> None:
         """Write what was drawn into the call; what ended rows drew afterwards is cut off by their length."""
-        rows, tokens, logp, behavior_logp, *observed = (torch.cat(column) for column in zip(*self.drawn, strict=True))
-        step = torch.repeat_interleave(torch.tensor([len(drawn[0]) for drawn in self.drawn]))
+        rows = torch.cat([rows for rows, _ in self.drawn])
+        tokens, logp, behavior_logp, *observed = (column[: self.filled] for column in self.columns)
+        step = torch.repeat_interleave(torch.tensor([len(rows) for rows, _ in self.drawn]))
         self.call.tokens[rows, step] = tokens
         self.call.logp[rows, step] = logp
         self.call.behavior_logp[rows, step] = behavior_logp
@@ -126,7 +136,7 @@ class Wave:
         stopped = self.alive & (flags == END)
         for index in (self.alive & (flags != CONTINUE) & ~stopped).nonzero()[:, 0].tolist():
             row = self.rows[index]
-            completion = [int(tokens[rows == row]) for rows, tokens, *_ in self.drawn]
+            completion = [int(tokens[rows == row]) for rows, tokens in self.drawn]
             stopped[index] = self.call.stop_rule.ends_with_string(completion)
         return stopped
 
