@@ -267,12 +267,22 @@ def test_an_environment_needs_no_language_model(tmp_path):
 @pytest.mark.learning
 @pytest.mark.parametrize(
     ("method", "steps", "settings"),
-    [("ppo", 500, {}), ("a2c", 4000, {"eval": {"every": 400}}), ("reinforce@control", 150, {})],
+    [("a2c", 4000, {"eval": {"every": 400}}), ("reinforce@control", 150, {})],
 )
 def test_cart_pole_is_balanced(method, steps, settings):
-    """PPO within 256 thousand steps, A2C within 160 thousand, REINFORCE in 2400 episodes."""
+    """A2C within 160 thousand steps, REINFORCE in 2400 episodes: at one evaluation at least, by the likeliest actions."""
     assert make(method).rollout is not None
     with Trainer(method, task="CartPole-v1", steps=steps, threads=1, **settings) as trainer:
         trainer.train()
     best = max(row["eval/return"] for row in trainer.rows if "eval/return" in row)
     assert best >= 475
+
+
+@pytest.mark.learning
+def test_ppo_balances_the_pole_while_it_explores():
+    """The last 100 training episodes within 300 thousand actions of half a million: docs/results/control.md."""
+    with Trainer("ppo", task="CartPole-v1", steps=976, threads=1, eval={"episodes": 0}) as trainer:
+        trainer.train()
+    there = [row["env_steps"] for row in trainer.rows if row.get("return", 0) >= 475]
+    assert there
+    assert there[0] <= 300_000
