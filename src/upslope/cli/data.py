@@ -62,13 +62,24 @@ def command(
     every = max(1, steps // checkpoints)
     own = (f"checkpoint_every={every}", f"keep_checkpoints={steps + 1}", f"eval.every={every}", "eval.episodes=10")
     resume = (folder / "config.yaml").is_file()
+    if resume:
+        _same(folder, env, method, seed)
     given = {"task": env, "steps": steps, "seed": seed}
     config = resolve(method, given, (*own, *set), config=None, out=folder, resume=resume)
-    if code := train(config, folder, resume):
-        return code
-    found = make_log(folder, out, request)
-    _tell(found, out)
-    return 0
+    code = train(config, folder, resume)
+    if code == 0:
+        _tell(make_log(folder, out, request), out)
+    return code
+
+
+def _same(folder: Path, env: str, method: str, seed: int) -> None:
+    """Raises UsageError where the training run of that folder is another one."""
+    from upslope.config import read_config
+
+    there, wanted = read_config(folder / "config.yaml"), {"task": env, "method": method, "seed": seed}
+    if other := [name for name, value in wanted.items() if there.get(name, value) != value]:
+        was = ", ".join(f"{name} {there[name]!r}" for name in other)
+        raise UsageError(f"the training run in {folder} is of {was}. Choose another --run, or leave it out.")
 
 
 def _tell(found: dict[str, Any], out: Path) -> None:

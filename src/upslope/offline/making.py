@@ -38,7 +38,7 @@ from upslope.tasks.spaces import ActionSpec
 
 Quality = Literal["random", "medium", "medium-replay", "medium-expert", "expert"]
 QUALITIES: tuple[str, ...] = get_args(Quality)
-COPIES, REFERENCE_EPISODES = 10, 100
+COPIES, EACH, REFERENCE_EPISODES = 10, 1000, 100  # EACH: transitions per copy at least, or whole episodes overshoot
 Act = Callable[[np.ndarray], np.ndarray]
 
 
@@ -216,8 +216,9 @@ class _Uniform:
 def _episodes(run: Path, config: Config, request: Request, tiers: Tiers) -> tuple[list[LoggedEpisode], ActionSpec]:
     if request.quality == "medium-replay":
         return _stored(run, config, request, tiers.medium_step)
+    copies = max(1, min(COPIES, request.transitions // EACH))
     if request.quality == "random":
-        with _opened(config, "log", request.seed, "clip") as environments:
+        with _opened(config, "log", request.seed, "clip", copies) as environments:
             uniform = _Uniform(environments.actions, request.seed + 1)
             found = record(environments, lambda rows: uniform.act(rows)[0], request.transitions)
             return found, environments.actions
@@ -231,7 +232,7 @@ def _episodes(run: Path, config: Config, request: Request, tiers: Tiers) -> tupl
     for step, count in parts:
         policy = ControlPolicy.load(load_checkpoint(run, step).path)
         generator = seeded(request.seed, "log", step)
-        with _opened(config, f"log/{step}", request.seed, policy.convention) as environments:
+        with _opened(config, f"log/{step}", request.seed, policy.convention, copies) as environments:
             found += record(environments, _drawn(policy, generator), count)
     return found, policy.actions
 
@@ -270,12 +271,14 @@ def _stored(run: Path, config: Config, request: Request, step: int) -> tuple[lis
 
 
 class _opened:  # noqa: N801 - reads as a function
-    """The run's environment, COPIES of it, for the length of a `with`."""
+    """The run's environment, `copies` of it, for the length of a `with`."""
 
-    def __init__(self, config: Config, what: str, seed: int, convention: Literal["clip", "scale"]) -> None:
+    def __init__(
+        self, config: Config, what: str, seed: int, convention: Literal["clip", "scale"], copies: int = COPIES
+    ) -> None:
         number = key_number(f"{seed}/data/{what}") % 2**32
         settings = config.task_settings
-        self.found = open_environments(config.task, COPIES, number, settings=settings, convention=convention)
+        self.found = open_environments(config.task, copies, number, settings=settings, convention=convention)
 
     def __enter__(self) -> Environments:
         return self.found

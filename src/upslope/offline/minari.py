@@ -7,6 +7,7 @@
 Source: Farama-Foundation/Minari 0.5.4, dataset/_storages.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,9 +95,10 @@ def _spaces(about: dict[str, Any], folder: Path) -> tuple[Any, ActionSpec, bool]
             ]
         else:
             found = [space_of(text) for text in given if text is not None]
-        return found[0], ActionSpec.of(found[1]), True
+        spec = ActionSpec.of(found[1])
     except (KeyError, ValueError, TypeError) as error:
         raise UsageError(f"{folder / METADATA}: {error}.") from None
+    return found[0], spec, True
 
 
 def _spaces_of_environment(about: dict[str, Any]) -> tuple[Any, Any]:
@@ -182,7 +184,7 @@ def _hdf5(folder: Path, episodes: int, spec: ObservationSpec, form: str) -> Iter
             group = file.get(f"episode_{number}")
             if group is None:
                 raise UsageError(f"the log {folder} has no episode_{number}; metadata.json says {episodes} episodes.")
-            yield _episode(lambda name, group=group: _dataset(group, name), spec, f"{folder}, episode {number}")
+            yield _episode(functools.partial(_dataset, group), spec, f"{folder}, episode {number}")
 
 
 def _dataset(group: Any, name: str) -> np.ndarray | None:

@@ -19,7 +19,7 @@ def space_of(text: str | dict[str, Any]) -> Any:
         return spaces.Discrete(about["n"], start=about.get("start", 0))
     if kind == "MultiDiscrete":
         start = about.get("start")
-        return spaces.MultiDiscrete(about["nvec"], **({} if start is None else {"start": np.array(start)}))
+        return spaces.MultiDiscrete(about["nvec"], start=None if start is None else np.array(start))
     if kind == "MultiBinary":
         return spaces.MultiBinary(about["n"])
     if kind == "Dict":
