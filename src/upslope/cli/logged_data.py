@@ -127,7 +127,8 @@ def _estimate(found: dict[str, Any], log: "Log", name: str, settings: dict[str, 
     first = np.append(0, np.flatnonzero(log.last)[:-1] + 1)
     columns = (log.observation, log.action, log.reward, log.next_observation, log.terminated, log.observation[first])
     fit = FitSettings(steps=settings["fqe_steps"], discount=settings["discount"], seed=seed)
-    value = fitted_value(*(torch.from_numpy(np.ascontiguousarray(column)) for column in columns), act, fit)
+    seen, done, reward, following, ended, start = (torch.from_numpy(np.ascontiguousarray(column)) for column in columns)
+    value = fitted_value(seen, done, reward, following, ended, start, act, fit)
     found |= {"policy": name, "discount": settings["discount"], "fqe": value.value, "fqe_drift": value.drift}
     found["logged_discounted"] = float(log.return_to_go(settings["discount"])[first].mean())
 
