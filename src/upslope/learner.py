@@ -89,7 +89,7 @@ class Learner:
         # A step of 1e-6 is lost in bfloat16's 8 bits: such weights have a float32 master copy, which the optimizer moves.
         self.masters = [p.detach().float().clone() if p.dtype != torch.float32 else p for p in self.parameters]
         self.config, self.total_steps, self.taken, self.lr = config, max(total_steps, 1), 0, lr
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             self.masters, lr=lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self.rate_factor, self.signal, self.noise = 1.0, 0.0, 0.0

@@ -20,7 +20,7 @@ CASES = [
     (spaces.Discrete(4), MLP(), (5,)),
     (spaces.MultiDiscrete([2, 3]), MLP(shared=True), (5, 2)),
     (BOX, MLP(normalize=True), (5, 2)),
-    (BOX, MLP(log_std="state", layer_norm=True, activation="relu", init="torch"), (5, 2)),
+    (BOX, MLP(log_std="state", layer_norm=True, activation="relu", weight_init="torch"), (5, 2)),
     (BOX, MLP(distribution="squashed", log_std="state"), (5, 2)),
     (BOX, MLP(components=3), (5, 2)),
     (BOX, MLP(components=3, log_std="state", distribution="squashed"), (5, 2)),

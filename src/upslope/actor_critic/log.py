@@ -174,7 +174,9 @@ def run_log(folder: Path) -> Log:
         rows[:, -1, ends] = 1.0
         rows = rows.reshape(-1, rows.shape[-1])
     columns = Layout(about["observation"], about["action"]).columns()
-    arrays = {name: np.ascontiguousarray(rows[:, first:last]) for name, (first, last) in columns.items()}
+    arrays: dict[str, Any] = {
+        name: np.ascontiguousarray(rows[:, first:last]) for name, (first, last) in columns.items()
+    }
     for name in ("reward", "terminated", "truncated"):
         arrays[name] = arrays[name][:, 0]
     return Log(**arrays, task=about.get("task"))

@@ -8,10 +8,10 @@ from torch import Tensor
 from upslope.parts.network import MLP
 from upslope.policies.control import ControlPolicy
 
-ACTOR = MLP(hidden=(256, 256), activation="relu", init="torch", distribution="squashed", log_std="state")
+ACTOR = MLP(hidden=(256, 256), activation="relu", weight_init="torch", distribution="squashed", log_std="state")
 """The network of most methods here: two layers of 256, tanh of a Gaussian whose mean and deviation depend on s."""
-DETERMINISTIC = MLP(hidden=(256, 256), activation="relu", init="torch", distribution="deterministic")
-BOUNDED = MLP(hidden=(256, 256), activation="relu", init="torch", distribution="bounded", log_std_low=-5.0)
+DETERMINISTIC = MLP(hidden=(256, 256), activation="relu", weight_init="torch", distribution="deterministic")
+BOUNDED = MLP(hidden=(256, 256), activation="relu", weight_init="torch", distribution="bounded", log_std_low=-5.0)
 
 
 class Head:

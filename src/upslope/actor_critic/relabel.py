@@ -62,7 +62,7 @@ class LambdaReturns(Part):
 def relabel_log(part: Any, learner: Learner, log: Replay) -> None:
     """Writes the part's columns to all rows of a log, which stand in the order of their steps."""
     rows, columns = log.rows[: len(log)], learner.columns
-    value, following = [], []
+    value, following = list[Tensor](), list[Tensor]()
     network = learner.networks.value
     assert network is not None
     for chunk in rows.split(CHUNK):

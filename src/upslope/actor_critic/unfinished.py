@@ -44,7 +44,7 @@ class Unfinished:
     def _finish(self, copy: int) -> Tensor:
         rows = np.stack(self._steps[copy])
         self._steps[copy] = []
-        arrays = {name: rows[:, first:last] for name, (first, last) in self._columns.items()}
+        arrays: dict[str, Any] = {name: rows[:, first:last] for name, (first, last) in self._columns.items()}
         for name in ("reward", "terminated", "truncated"):
             arrays[name] = arrays[name][:, 0]
         if not arrays["terminated"][-1]:

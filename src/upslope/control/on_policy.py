@@ -42,7 +42,8 @@ class OnPolicyAgent:
             raise UsageError(
                 f"'{recipe.name}' learns in an environment: give --task with the id of one, such as CartPole-v1, or module:Class."
             )
-        self.rollout: Any = recipe.rollout
+        rollout: Any = recipe.rollout
+        self.rollout = rollout
         network: Any = recipe.policy
         torch.manual_seed(config.seed)
         self.environments = self._open(

@@ -64,7 +64,7 @@ class Player:
         reward = np.empty((width, count), dtype=np.float32)
         fate = np.empty((2, width, count), dtype=bool)
         mask = np.ones((width, count), dtype=bool)
-        actions, cut, episodes = [], [], []
+        actions, cut, episodes = list[Any](), list[Any](), list[Episode]()
         observation = environments.observation if environments.running else environments.reset()
         draw = self.policy.sampler(generator, width)
         for t in range(width):
@@ -120,17 +120,17 @@ class Player:
         environments.skip()
         whole = [episode for copy in rows for episode in copy[:-1]]
         length = torch.tensor([len(episode[2]) for episode in whole])
-        seen, action, reward = (
+        observations, actions, earned = (
             torch.nn.utils.rnn.pad_sequence([torch.from_numpy(np.stack(e[i])) for e in whole], batch_first=True)
             for i in range(3)
         )
         positions = torch.arange(int(length.max()))
         columns = {
-            "token_reward": reward,
+            "token_reward": earned,
             "mask": positions < length[:, None],
             "ended": positions == length[:, None] - 1,
         }
-        return self._experience(Played(seen, action), columns, int(length.sum()), episodes)
+        return self._experience(Played(observations, actions), columns, int(length.sum()), episodes)
 
     @torch.no_grad()
     def _values(self, seen: Tensor, terminated: Tensor, last: np.ndarray, cut: list[Any]) -> dict[str, Tensor]:

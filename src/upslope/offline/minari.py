@@ -107,8 +107,9 @@ def _spaces_of_environment(about: dict[str, Any]) -> tuple[Any, Any]:
     task, settings = _environment(about.get("env_spec"))
     if task is None:
         raise ValueError("it has no observation_space and action_space, nor an environment that is registered here")
-    with gymnasium.make(task, **settings) as made:
-        return made.observation_space, made.action_space
+    made = gymnasium.make(task, **settings)
+    made.close()
+    return made.observation_space, made.action_space
 
 
 def _environment(text: str | None) -> tuple[str | None, dict[str, Any]]:

@@ -15,7 +15,7 @@ class MLP(Part):
 
     hidden         width of each hidden layer
     layer_norm     after each hidden layer, before its activation
-    init           "orthogonal", biases 0, with gain `hidden_gain`, and for the last layers `policy_gain` and `value_gain`; or
+    weight_init    "orthogonal", biases 0, with gain `hidden_gain`, and for the last layers `policy_gain` and `value_gain`; or
                    "torch", the uniform one of torch.nn.Linear
     shared         the critic reads the policy's last hidden layer instead of having layers of its own
     distribution   of continuous actions; discrete ones are categorical. "squashed": tanh of a normal, actions in [-1, 1] that
@@ -32,7 +32,7 @@ class MLP(Part):
     hidden: tuple[int, ...] = (64, 64)
     activation: Activation = "tanh"
     layer_norm: bool = False
-    init: Literal["orthogonal", "torch"] = "orthogonal"
+    weight_init: Literal["orthogonal", "torch"] = "orthogonal"
     hidden_gain: float = 2**0.5
     policy_gain: float = 0.01
     value_gain: float = 1.0

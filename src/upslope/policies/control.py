@@ -60,7 +60,7 @@ class Body(nn.Module):
 
 def _linear(wide: int, narrow: int, settings: MLP, gain: float) -> nn.Linear:
     layer = nn.Linear(wide, narrow)
-    if settings.init == "orthogonal":
+    if settings.weight_init == "orthogonal":
         nn.init.orthogonal_(layer.weight, gain)
         nn.init.zeros_(layer.bias)
     return layer

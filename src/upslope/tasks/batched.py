@@ -36,7 +36,7 @@ class BatchedCartPole(Environments):
         self.name = name
         self._inner: Any = CartPoleVectorEnv(count, max_episode_steps=2**31 - 1, **settings)
         self._inner.reset(seed=0)
-        self._inner.action_space = _Anything()  # the policy's actions are in range: 5 microseconds a step for nothing
+        self._inner.action_space = _Anything()  # type: ignore[assignment]  # the policy's actions are in range: 5 microseconds a step for nothing
         self.observations = ObservationSpec.of(self._inner.single_observation_space)
         self.actions = ActionSpec.of(self._inner.single_action_space)
         self._prepare()
