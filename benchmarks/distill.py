@@ -18,7 +18,7 @@ from pathlib import Path
 from child import measured
 from step import peak, prompts_of
 
-VOCABULARY, WIDTH, PROMPTS, PROMPT_TOKENS, GROUP, NEW_TOKENS, STEPS = 32768, 128, 16, 16, 4, 32, 4
+VOCABULARY, WIDTH, PROMPTS, PROMPT_TOKENS, GROUP, NEW_TOKENS, STEPS = 32768, 128, 16, 16, 4, 32, 3
 METHODS = (
     ("opd", {}, "sampled token"),
     ("vopd", {"top_k": 100}, "sampled token, less a baseline over 100 words"),

@@ -28,7 +28,7 @@ PAIRS, LR, GATE_STEPS, TOLERANCE = 8, 1e-3, 5, 1e-4
 
 def steps_of(prompt: int) -> int:
     """Steps per process: more of the short ones, whose times scatter more."""
-    return 13 if prompt < 64 else 6
+    return 13 if prompt < 64 else 5
 
 
 def pairs_of(prompt: int, answer: int, steps: int) -> list[dict[str, str]]:
