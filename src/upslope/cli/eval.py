@@ -68,6 +68,7 @@ def command(
         set: path=value, as for train; repeatable.
     """
     from upslope.cli.win_rate import Deciding, play
+
     if (folder := policy_folder(model)) is not None:
         return print_returns(folder, model, task, episodes, seed, as_json, set)
     who = Deciding(reward_model, judge, judge_model, judge_prompt)
