@@ -207,7 +207,7 @@ Memory is the peak of a whole run above that of the imported libraries, so it co
 moments. Logits of both models are made a few positions at a time, by default. By `python benchmarks/distill.py`.
 
 """,
-        lambda pairs: against_sampled_tokens(min(pairs, 3)),
+        lambda pairs: against_sampled_tokens(min(pairs, 2)),
     ),
     "two": Section("Two runs at once", "", side_by_side),
     "update": Section("The update alone", "", arithmetic),
