@@ -46,7 +46,9 @@ def read_lerobot(folder: Path) -> Found:
             f"{', '.join(features) or 'none'}. Images alone are not learned from."
         )
     wanted = [*seen, "action", "episode_index", "frame_index"]
-    optional: list[str] = [name for name in ("next.reward", "next.done", "next.truncated", "next.success") if name in features]
+    optional: list[str] = [
+        name for name in ("next.reward", "next.done", "next.truncated", "next.success") if name in features
+    ]
     columns = _frames(folder, wanted, optional)
     order = np.lexsort((columns["frame_index"], columns["episode_index"]))
     columns = {name: array[order] for name, array in columns.items()}

@@ -37,7 +37,16 @@ from upslope.runs.state import pack
 
 logger = logging.getLogger(__name__)
 
-CONTENTS = ("config.yaml", "metrics.jsonl", "samples.jsonl", "events.jsonl", "checkpoints", "replay", "tensorboard", "run.json")
+CONTENTS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "events.jsonl",
+    "checkpoints",
+    "replay",
+    "tensorboard",
+    "run.json",
+)
 NOTES = ("describe.txt", "self_checks.json", "status.json")
 
 
