@@ -68,7 +68,10 @@ CATALOG = (
     Metric(r"groups/zero_variance", "Groups without variance", "All answers earn the same: nothing to prefer.", 0, 1),
     Metric(r"rewards/failed", "Failed rewards", "Completions that the verifier could not judge.", 0, smooth=False),
     Metric(
-        r"(?:eval/)?episode_length|eval/length", "Held-out length", "Mean tokens of a held-out answer; in an environment, steps of an episode.", 0
+        r"(?:eval/)?episode_length|eval/length",
+        "Length of held-out answers or episodes",
+        "Mean tokens of an answer, or steps of an episode.",
+        0,
     ),
     Metric(
         r"critic/explained_variance", "Explained variance", "Share of the returns' variance that the critic foretells."
