@@ -7,6 +7,7 @@ from upslope.errors import UsageError
 from upslope.parts.data import FromData
 from upslope.recipe import Recipe
 from upslope.rollout import Example
+from upslope.samples import has_samples
 from upslope.tasks.reward_model import RewardModelJudge
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ SCORE_COLUMNS = frozenset({"value"})
 
 def gives_all(recipe: Recipe) -> bool:
     """Whether all completions are the data's, and none is sampled."""
-    return isinstance(recipe.rollout, FromData) and not getattr(recipe.rollout, "samples", 0)
+    return isinstance(recipe.rollout, FromData) and not has_samples(recipe)
 
 
 def trains_reward_model(recipe: Recipe) -> bool:

@@ -10,7 +10,7 @@ from upslope.parts.data import FromData
 from upslope.recipe import Recipe
 from upslope.reward_models import open_judge, trains_reward_model
 from upslope.runs.checkpoint import model_folder
-from upslope.samples import open_reward
+from upslope.samples import has_samples, open_reward
 
 logger = logging.getLogger("upslope")
 
@@ -48,7 +48,7 @@ def _open_completions(config: Config, recipe: Recipe, task: Any) -> Any:
             f"'{recipe.name}' trains a reward model on completions that the data gives, so --reward would not be read. Leave it "
             "out."
         )
-    if config.reward is not None and config.task is not None and not recipe.rollout.samples:
+    if config.reward is not None and config.task is not None and not has_samples(recipe):
         raise UsageError(
             f"'{recipe.name}' learns from completions that the data gives and is evaluated by the verifier of {config.task}, so "
             "--reward would not be read. Leave one of them out."

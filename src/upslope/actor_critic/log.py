@@ -1,7 +1,7 @@
 """Logged transitions: from a file, or from what another run has stored."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from upslope.actor_critic.replay import EXTRAS, STEP, Layout, pieces
 from upslope.errors import UsageError
-from upslope.offline.found import Found
+from upslope.offline.found import Found, Origin
 from upslope.offline.reading import read_log
+from upslope.parts.gae import discounted_sum
 from upslope.tasks.spaces import ActionSpec
 
 NAMES = {
@@ -30,12 +31,11 @@ EDGE = 1.0 - 1e-6
 
 
 @dataclass(frozen=True)
-class Log:
+class Log(Origin):
     """n logged transitions in the order of their steps, as float32 arrays; actions in [-1, 1].
 
     observation, next_observation [n, O], action [n, A], reward, terminated, truncated [n]; the last two are True at the last step
-    of an episode, and so is the end of the arrays taken for. `task`: the environment that they are of, where that is known, with
-    its `task_settings`; what follows is as in upslope.offline.found.Found.
+    of an episode, and so is the end of the arrays taken for.
     """
 
     observation: np.ndarray
@@ -44,12 +44,6 @@ class Log:
     terminated: np.ndarray
     truncated: np.ndarray
     next_observation: np.ndarray
-    task: str | None = None
-    task_settings: dict[str, Any] = field(default_factory=dict)
-    actions: ActionSpec | None = None
-    references: tuple[float, float] | None = None
-    rewarded: bool = True
-    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -69,16 +63,8 @@ class Log:
 
     def return_to_go(self, discount: float) -> np.ndarray:
         """Discounted sum of an episode's rewards from each step on, [n]."""
-        found = np.zeros(len(self))
-        running = 0.0
-        for index in range(len(self) - 1, -1, -1):
-            running = float(self.reward[index]) + (0.0 if self.last_at(index) else discount * running)
-            found[index] = running
-        return found
-
-    def last_at(self, index: int) -> bool:
-        """Whether step `index` is its episode's last."""
-        return bool(self.terminated[index] or self.truncated[index] or index == len(self) - 1)
+        reward, kept = self.reward.astype(np.float64), np.where(self.last, 0.0, discount)
+        return discounted_sum(torch.from_numpy(reward), torch.from_numpy(kept)).numpy()
 
     @property
     def episode(self) -> np.ndarray:

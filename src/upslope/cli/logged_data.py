@@ -124,13 +124,13 @@ def _estimate(found: dict[str, Any], log: "Log", name: str, settings: dict[str, 
         taken = policy.actions.to_environment(np.asarray(action), policy.convention).reshape(len(rows), -1)
         return torch.from_numpy(((taken - low) / (high - low) * 2 - 1).astype(np.float32))
 
-    first = np.append(0, np.flatnonzero(log.last)[:-1] + 1)
-    columns = (log.observation, log.action, log.reward, log.next_observation, log.terminated, log.observation[first])
+    start = log.observation[log.first]
+    columns = (log.observation, log.action, log.reward, log.next_observation, log.terminated, start)
     fit = FitSettings(steps=settings["fqe_steps"], discount=settings["discount"], seed=seed)
-    seen, done, reward, following, ended, start = (torch.from_numpy(np.ascontiguousarray(column)) for column in columns)
-    value = fitted_value(seen, done, reward, following, ended, start, act, fit)
+    seen, done, reward, following, ended, begun = (torch.from_numpy(np.ascontiguousarray(column)) for column in columns)
+    value = fitted_value(seen, done, reward, following, ended, begun, act, fit)
     found |= {"policy": name, "discount": settings["discount"], "fqe": value.value, "fqe_drift": value.drift}
-    found["logged_discounted"] = float(log.return_to_go(settings["discount"])[first].mean())
+    found["logged_discounted"] = float(log.return_to_go(settings["discount"])[log.first].mean())
 
 
 def tell(found: dict[str, Any], as_json: bool) -> None:

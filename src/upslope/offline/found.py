@@ -9,11 +9,10 @@ from upslope.errors import UsageError
 from upslope.tasks.spaces import ActionSpec
 
 
-@dataclass(frozen=True)
-class Found:
-    """Arrays by name, rows in the order of their steps, actions in the environment's units.
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What is known of a log beside its transitions.
 
-    arrays          observations, actions, rewards, terminals, timeouts, next_observations: those that there are
     task            the registered id of the environment, where that is known; task_settings: its keywords
     actions         its action space; None where nothing says so
     references      (return of random actions, return of an expert), for normalized scores
@@ -21,13 +20,22 @@ class Found:
     notes           what was left out, in words
     """
 
-    arrays: dict[str, np.ndarray]
     task: str | None = None
     task_settings: dict[str, Any] = field(default_factory=dict)
     actions: ActionSpec | None = None
     references: tuple[float, float] | None = None
     rewarded: bool = True
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found(Origin):
+    """Arrays by name, rows in the order of their steps, actions in the environment's units.
+
+    arrays          observations, actions, rewards, terminals, timeouts, next_observations: those that there are
+    """
+
+    arrays: dict[str, np.ndarray]
 
 
 def normalized_score(returns: float, references: tuple[float, float]) -> float:

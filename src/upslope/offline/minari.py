@@ -69,7 +69,7 @@ def read_minari(folder: Path) -> Found:
     task, settings = _environment(about.get("env_spec"))
     if task is None and isinstance(made := about.get("upslope"), dict):
         task = made.get("task")  # one's own, which env_spec cannot name
-    return Found(arrays, task, settings, actions if raw else None, scores)
+    return Found(arrays, task=task, task_settings=settings, actions=actions if raw else None, references=scores)
 
 
 def _metadata(folder: Path) -> dict[str, Any]:

@@ -39,9 +39,8 @@ from upslope.parts.preference import Pairs, sequence_score
 from upslope.recipe import Part, Recipe, Stats
 from upslope.registry import method
 
-ROUNDING = (
-    1e-4  # nats by which sampler, checkpoint and policy may differ on a completion though their weights are the same
-)
+ROUNDING = 1e-4
+"""Nats by which sampler, checkpoint and policy may differ on a completion though their weights are the same."""
 
 
 @dataclass(frozen=True)
