@@ -14,11 +14,10 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 
 import torch
 from child import measured
-from step import peak, tiny_llama, word_tokenizer
+from step import clock, peak, tiny_llama, word_tokenizer
 
 SHAPES = ((16, 64, None), (256, 64, 1.6), (512, 64, None), (512, 8, None))
 """Tokens of a prompt, and of each of its two answers with the end token; by how many times a step is meant to be faster."""
@@ -75,19 +74,10 @@ def run_upslope(rows: list[dict[str, str]], steps: int) -> dict:
 def run_trl(rows: list[dict[str, str]], steps: int, log: bool) -> dict:
     """The same by TRL's DPOTrainer; losses only with `log`, as its log costs time."""
     from datasets import Dataset
-    from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     start = peak()
     stamps: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *args, **kwargs):
-            stamps.append(time.perf_counter())
-
-        def on_train_end(self, *args, **kwargs):
-            stamps.append(time.perf_counter())
-
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
             output_dir=folder, per_device_train_batch_size=PAIRS, max_steps=steps, learning_rate=LR, beta=0.1,
@@ -101,7 +91,7 @@ def run_trl(rows: list[dict[str, str]], steps: int, log: bool) -> dict:
             args=config,
             train_dataset=Dataset.from_list(rows),
             processing_class=word_tokenizer(),
-            callbacks=[Clock()],
+            callbacks=[clock(stamps)],
         )
         trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]

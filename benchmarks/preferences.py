@@ -7,9 +7,10 @@ the flips against those that do not, by pass@1 on held-out sums, which is what t
 import argparse
 import json
 import random
-import subprocess
 import sys
 from pathlib import Path
+
+from arms import compare
 
 from upslope.pairs import sample_pairs
 from upslope.policies.language import LanguagePolicy
@@ -39,13 +40,11 @@ def make_pairs(flipped: float, path: Path, prompts: int = PROMPTS) -> None:
             file.write(json.dumps(pair) + "\n")
 
 
-def compare(data: Path, out: Path, seeds: int) -> dict:
+def results_of(data: Path, out: Path, seeds: int) -> dict:
     """The results of `upslope compare` on the pairs."""
-    command = [sys.executable, "-m", "upslope", "compare", *METHODS, "--data", str(data), "--task", "chain_sum"]
-    command += ["--steps", str(STEPS), "--seeds", str(seeds), "--out", str(out)]
-    for setting in SETTINGS:
-        command += ["--set", setting]
-    subprocess.run(command, check=True)
+    options = ("--data", str(data), "--task", "chain_sum")
+    if status := compare(METHODS, out, steps=STEPS, seeds=seeds, options=options, settings=SETTINGS):
+        sys.exit(status)
     return json.loads((out / "results.json").read_text())
 
 
@@ -62,7 +61,7 @@ def main() -> None:
         if not data.exists():
             make_pairs(flipped, data)
         pairs = len(data.read_text(encoding="utf-8").splitlines())
-        results = compare(data, arguments.runs / name, arguments.seeds)
+        results = results_of(data, arguments.runs / name, arguments.seeds)
         lines += [
             f"## {pairs} pairs, {flipped:.0%} flipped",
             "",

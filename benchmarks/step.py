@@ -11,6 +11,7 @@ import tempfile
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -101,19 +102,10 @@ def run_upslope(length: int, group: int) -> tuple[float, list[float]]:
 def run_trl(length: int, group: int) -> tuple[float, list[float]]:
     """The same by TRL's GRPOTrainer."""
     from datasets import Dataset
-    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     start = peak()
     stamps: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *args, **kwargs):
-            stamps.append(time.perf_counter())
-
-        def on_train_end(self, *args, **kwargs):
-            stamps.append(time.perf_counter())
-
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder, per_device_train_batch_size=PROMPTS * group, num_generations=group, max_steps=steps_of(length),
@@ -127,10 +119,24 @@ def run_trl(length: int, group: int) -> tuple[float, list[float]]:
             args=config,
             train_dataset=Dataset.from_dict({"prompt": prompts_of(length, PROMPTS * steps_of(length))}),
             processing_class=word_tokenizer(),
-            callbacks=[Clock()],
+            callbacks=[clock(stamps)],
         )
         trainer.train()
     return start, [b - a for a, b in itertools.pairwise(stamps[1:])]
+
+
+def clock(stamps: list[float]) -> Any:
+    """A callback of transformers' trainers that appends the time at which each step begins, and that of the end."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            stamps.append(time.perf_counter())
+
+        def on_train_end(self, *args, **kwargs):
+            stamps.append(time.perf_counter())
+
+    return Clock()
 
 
 def peak() -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from arms import table
+from arms import compare, table
 from readings import READINGS
 
 from upslope.compare import Job, finished, plan_jobs
@@ -152,11 +152,10 @@ def run_arm(study: Study, arm: Arm, folder: Path, seeds: int) -> int:
     model = arm.model
     if model == EASY:
         model = str(warm(folder.parent.parent))
-    command = [sys.executable, "-m", "upslope", "compare", *study.methods, "--task", arm.task, "--model", model]
-    command += ["--steps", str(arm.steps), "--seeds", str(seeds), "--out", str(folder)]
-    for setting in (*COMMON, *arm.settings):
-        command += ["--set", setting]
-    return subprocess.run(command).returncode
+    options = ("--task", arm.task, "--model", model)
+    return compare(
+        study.methods, folder, steps=arm.steps, seeds=seeds, options=options, settings=(*COMMON, *arm.settings)
+    )
 
 
 def warm(runs: Path) -> Path:
