@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -18,32 +17,16 @@ from upslope.actor_critic.replay import Layout, Replay
 from upslope.actor_critic.unfinished import Unfinished
 from upslope.runs.metrics import read_metrics
 
+from . import line
+
 SMALL = {"policy.hidden": [8], "critic.hidden": [8], "batch_size": 16, "rollout.steps": 12}
 RUN = {"eval": {"every": 2, "episodes": 2}, "checkpoint_every": 1, "threads": 1, "sinks": []}
 
 
-class Line(gymnasium.Env):
-    """Go to the right end of a line within seven steps; fails after `fails_at` steps."""
+class Line(line.Line):
+    """Short episodes: seven steps at most."""
 
-    observation_space = gymnasium.spaces.Box(-5, 5, (1,), np.float32)
-    action_space = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
-
-    def __init__(self, fails_at=None):
-        self.fails_at, self.steps = fails_at, 0
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.place, self.clock = self.np_random.uniform(-1, 1), 0
-        return np.array([self.place], np.float32), {}
-
-    def step(self, action):
-        self.steps += 1
-        if self.steps == self.fails_at:
-            raise ValueError("out of fuel")
-        self.clock += 1
-        self.place = float(np.clip(self.place + 0.5 * float(action[0]), -5, 5))
-        done = self.place > 2
-        return np.array([self.place], np.float32), float(action[0]), done, self.clock >= 7 and not done, {}
+    goal, limit, speed, failure = 2.0, 7, 0.5, "out of fuel"
 
 
 def train(method, steps, out=None, **settings):

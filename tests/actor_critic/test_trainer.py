@@ -9,7 +9,6 @@ import sys
 import time
 from types import SimpleNamespace
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -20,32 +19,10 @@ from upslope.actor_critic.replay import pieces
 from upslope.policies.control import ControlPolicy
 from upslope.runs.metrics import read_metrics
 
+from .line import Line
+
 SMALL = {"policy.hidden": [8], "critic.hidden": [8], "batch_size": 16, "rollout.steps": 30, "rollout.warmup": 40}
 RUN = {"eval": {"every": 2, "episodes": 2}, "checkpoint_every": 1, "threads": 1, "sinks": []}
-
-
-class Line(gymnasium.Env):
-    """Go to the right end of a line within ten steps."""
-
-    observation_space = gymnasium.spaces.Box(-5, 5, (1,), np.float32)
-    action_space = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
-
-    def __init__(self, fails_at=None):
-        self.fails_at, self.steps = fails_at, 0
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.place, self.clock = self.np_random.uniform(-1, 1), 0
-        return np.array([self.place], np.float32), {}
-
-    def step(self, action):
-        self.steps += 1
-        if self.fails_at == self.steps:
-            raise ValueError("the motor has burnt out")
-        self.clock += 1
-        self.place = float(np.clip(self.place + 0.3 * float(action[0]), -5, 5))
-        done = self.place > 3
-        return np.array([self.place], np.float32), float(action[0]), done, self.clock >= 10 and not done, {}
 
 
 def train(method, steps, out=None, **settings):
