@@ -112,6 +112,7 @@ def _copied(first: Any, count: int, seed: int, limit: int | None, convention: Ac
 def _is_registered(name: str) -> bool:
     import gymnasium
 
+    importlib.import_module("upslope.environments")  # registers our own
     module, _, plain = name.rpartition(":")
     if module:
         try:
