@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upslope import Batch, UsageError
-from upslope.parts.surrogate import ClippedRatio, ClippedSequenceRatio, ControlledClip, PolicyGradient, log_ratio
+from upslope.parts.surrogate import (
+    ClippedRatio,
+    ClippedSequenceRatio,
+    ControlledClip,
+    PolicyGradient,
+    ScheduledClip,
+    log_ratio,
+)
 
 
 def loss_and_gradient(part, ratio, advantage):
@@ -125,3 +132,26 @@ def test_an_advantage_by_token_does_not_fit_a_sequence_ratio():
         UsageError, match=r"ClippedSequenceRatio gives one loss per sequence, but 'advantage' differs within row 1"
     ):
         part(batch.read_by(part))
+
+
+def scheduled(progress, ratio, advantage, schedule="linear"):
+    logp = torch.tensor(np.log(ratio), dtype=torch.float64).unsqueeze(1).requires_grad_()
+    columns = {"advantage": torch.tensor(advantage).unsqueeze(1), "progress": torch.tensor(progress)}
+    loss = ScheduledClip(0.8, 1.4, schedule=schedule)(Batch(logp=logp, old_logp=torch.zeros_like(logp), **columns))
+    return loss.squeeze(1).tolist(), torch.autograd.grad(loss.sum(), logp)[0].squeeze(1).tolist()
+
+
+def test_scheduled_clip_closes_on_one():
+    """At 3/4 of the run 0.8 has become 0.95 and 1.4 has become 1.1."""
+    ratio, advantage = [1.3, 1.3, 0.9, 0.9, 1.05], [1.0, 1.0, -1.0, -1.0, 1.0]
+    loss, gradient = scheduled([0.0, 0.75, 0.0, 0.75, 0.75], ratio, advantage)
+    assert loss == pytest.approx([-1.3, -1.1, 0.9, 0.95, -1.05])
+    assert gradient == pytest.approx([-1.3, 0.0, 0.9, 0.0, -1.05])
+
+
+def test_scheduled_clip_that_is_constant_is_clipped_ratio():
+    part = ScheduledClip(0.8, 1.4)
+    assert part.needs == ClippedRatio.needs
+    assert ScheduledClip(0.8, 1.4, schedule="linear").needs == ClippedRatio.needs | {"progress"}
+    assert scheduled([0.9], [1.3], [1.0], "constant") == ([pytest.approx(-1.3)], [pytest.approx(-1.3)])
+    assert "closing on 1" in ScheduledClip(schedule="linear").describe()

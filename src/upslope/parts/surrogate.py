@@ -80,6 +80,39 @@ class ClippedRatio(Part):
 
 
 @dataclass(frozen=True)
+class ScheduledClip(ClippedRatio):
+    """ClippedRatio; with schedule "linear" its interval closes on 1 as the run goes on: 1 + (bound - 1) (1 - progress).
+
+    progress is the share of the run's steps that are over: 0 in the first, (n - 1) / n in the last of n.
+    """
+
+    schedule: Literal["constant", "linear"] = "constant"
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The share of the run that is over too, where the interval follows it."""
+        return ClippedRatio.needs | ({"progress"} if self.schedule == "linear" else frozenset())
+
+    def describe(self) -> str:
+        closing = ", closing on 1 linearly over the run" if self.schedule == "linear" else ""
+        return super().describe() + closing
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return dual_clip(
+            clip_loss(batch.advantage, token_ratio(batch), *self._bounds(batch)), batch.advantage, self.dual
+        )
+
+    def stats(self, batch: Batch) -> Stats:
+        return clip_stats(batch.advantage, token_ratio(batch), *self._bounds(batch))
+
+    def _bounds(self, batch: Batch) -> tuple[Bound, Bound]:
+        if self.schedule == "constant":
+            return self.ratio_low, self.ratio_high
+        left = (1 - batch.progress).unsqueeze(1)
+        return 1 + (self.ratio_low - 1) * left, 1 + (self.ratio_high - 1) * left
+
+
+@dataclass(frozen=True)
 class ControlledClip(Part):
     """ClippedRatio between bounds that a control part sets: the columns ratio_low and ratio_high [R]."""
 

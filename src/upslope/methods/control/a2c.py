@@ -26,7 +26,7 @@ from upslope.parts.steps import Optimizer, Steps, StepUpdate
 from upslope.parts.surrogate import EntropyLoss
 from upslope.parts.value import ClippedValue
 from upslope.recipe import Recipe
-from upslope.registry import method
+from upslope.registry import method, preset
 
 
 @method(paper="1602.01783", title="Asynchronous Methods for Deep Reinforcement Learning", parent="reinforce")
@@ -41,4 +41,13 @@ def a2c() -> Recipe:
         aggregate=TokenMean(),
         update=StepUpdate(minibatches=1, epochs=1, value_coefficient=0.5),
         optimizer=Optimizer(lr=7e-4, kind="rmsprop", eps=1e-5, grad_clip=0.5),
+    )
+
+
+@preset("sb3", version="Stable-Baselines3 2.9.2")
+def a2c_sb3() -> Recipe:
+    return a2c().replace(
+        rollout=Steps(environments=1, steps=5),
+        regularizer=None,
+        update=StepUpdate(minibatches=1, epochs=1, value_coefficient=1.0),  # of half the square: their 0.5 of the whole
     )

@@ -27,7 +27,7 @@ from upslope.parts.gae import GAE
 from upslope.parts.network import MLP
 from upslope.parts.normalize import NormalizedAdvantage, ScaledReward
 from upslope.parts.steps import Optimizer, Steps, StepUpdate
-from upslope.parts.surrogate import ClippedRatio
+from upslope.parts.surrogate import ClippedRatio, ScheduledClip
 from upslope.parts.value import ClippedValue
 from upslope.recipe import Recipe
 from upslope.registry import method, preset
@@ -55,4 +55,18 @@ def ppo_continuous() -> Recipe:
         regularizer=None,
         update=StepUpdate(minibatches=32, epochs=10, value_coefficient=0.5),
         optimizer=Optimizer(lr=3e-4, eps=1e-5, schedule="linear", grad_clip=0.5),
+    )
+
+
+@preset("sb3", version="Stable-Baselines3 2.9.2")
+def ppo_sb3() -> Recipe:
+    return ppo().replace(
+        rollout=Steps(environments=1, steps=2048),
+        critic=ClippedValue(clip=None),
+        surrogate=ScheduledClip(ratio_low=0.8, ratio_high=1.2),
+        regularizer=None,
+        update=StepUpdate(
+            minibatches=32, epochs=10, value_coefficient=1.0
+        ),  # of half the square: their 0.5 of the whole
+        optimizer=Optimizer(lr=3e-4, eps=1e-5, grad_clip=0.5),
     )

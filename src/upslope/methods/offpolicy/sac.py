@@ -23,7 +23,7 @@ from upslope.actor_critic.critics import Critics, Lowest, SoftTarget, SquaredErr
 from upslope.actor_critic.data import Average, Interact, Transitions, Updates
 from upslope.actor_critic.policies import ACTOR
 from upslope.actor_critic.recipe import ActorCritic
-from upslope.actor_critic.temperature import Automatic
+from upslope.actor_critic.temperature import Automatic, Constant
 from upslope.registry import method, preset
 
 
@@ -53,3 +53,13 @@ def sac_cleanrl() -> ActorCritic:
         temperature=Automatic(lr=1e-3, gradient="alpha"),
         update=Updates(critic_lr=1e-3),
     )
+
+
+@preset("sb3", version="Stable-Baselines3 2.9.2")
+def sac_sb3() -> ActorCritic:
+    return sac().replace(rollout=Interact(warmup=100))
+
+
+@preset("constant", version="a temperature that is given, 0.2 as in OpenAI's Spinning Up")
+def sac_constant() -> ActorCritic:
+    return sac().replace(temperature=Constant(alpha=0.2))

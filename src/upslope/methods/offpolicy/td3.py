@@ -15,12 +15,14 @@ Deviations:  1000 uniform actions first, as the paper has it for all tasks but t
 Not this:  cleanrl's actor learns from the same batch twice per delay; here once, as the authors'.
 """
 
+from dataclasses import replace
+
 from upslope.actor_critic.actors import MaximizeQ
 from upslope.actor_critic.critics import Critics, Lowest, SmoothedTarget, SquaredError
 from upslope.actor_critic.data import Average, Interact, Noise, Transitions, Updates
 from upslope.actor_critic.policies import DETERMINISTIC
 from upslope.actor_critic.recipe import ActorCritic
-from upslope.registry import method
+from upslope.registry import method, preset
 
 
 @method(paper="1802.09477", title="Addressing Function Approximation Error in Actor-Critic Methods")
@@ -37,4 +39,15 @@ def td3() -> ActorCritic:
         actor=MaximizeQ(critics="first"),
         targets=Average(every=2),
         update=Updates(actor_every=2),
+    )
+
+
+@preset("sb3", version="Stable-Baselines3 2.9.2")
+def td3_sb3() -> ActorCritic:
+    return td3().replace(
+        rollout=Interact(warmup=100),
+        exploration=None,
+        policy=replace(DETERMINISTIC, hidden=(400, 300)),
+        critic=Critics(hidden=(400, 300)),
+        update=Updates(actor_every=2, actor_lr=1e-3, critic_lr=1e-3),
     )
