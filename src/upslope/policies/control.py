@@ -47,7 +47,7 @@ class Body(nn.Module):
             _linear(wide, narrow, settings, settings.hidden_gain) for wide, narrow in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in settings.hidden if settings.layer_norm)
-        self.activation = ACTIVATIONS[settings.activation]
+        self.activation, self.settings = ACTIVATIONS[settings.activation], settings
         self.width = widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,7 +152,10 @@ class ControlPolicy(nn.Module):
 
     def distribution_at(self, features: Tensor) -> Distribution:
         """The same, from the last hidden layer [..., H]."""
-        out = functional.linear(features, self.head.weight, self.head.bias)
+        return self.distribution_of(functional.linear(features, self.head.weight, self.head.bias))
+
+    def distribution_of(self, out: Tensor) -> Distribution:
+        """The same, from the network's outputs [..., K]."""
         kind, settings = self.actions.kind, self.settings
         if kind == "discrete":
             return Categorical(out)
