@@ -7,6 +7,9 @@ first. An environment's own module is imported when one is made.
 import gymnasium
 
 _REGISTERED: dict[str, tuple[str, int | None]] = {  # id: where it is, and steps after which an episode is cut off
+    "upslope/Dispatch-v0": ("dispatch:Dispatch", None),
+    "upslope/FourRooms-v0": ("four_rooms:FourRooms", 60),
+    "upslope/PointMaze-v0": ("point_maze:PointMaze", 150),
 }
 
 for _name, (_where, _limit) in _REGISTERED.items():
