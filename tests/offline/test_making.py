@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import gymnasium
 import numpy as np
@@ -107,6 +108,28 @@ def test_split_keeps_terminations():
     assert [one.observations[:, 0].tolist() for one in found] == [[0, 1, 2], [2, 3, 4, 5]]
     assert [one.terminations[-1] for one in found] == [True, False]
     assert [one.truncations[-1] for one in found] == [False, True]
+
+
+def test_all_qualities_come_of_one_training_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "line.py").write_text(LINE)
+    line = "data make --env line.py:Line --quality all --out logs --run run --transitions 40 --steps 4 --checkpoints 4"
+    settings = [f"--set={name}={json.dumps(value)}" for name, value in TRAIN.items()]
+    assert main([*line.split(), *settings]) == 0
+    capsys.readouterr()
+    names = ["random", "medium", "medium-replay", "medium-expert", "expert"]
+    about = [json.loads((tmp_path / "logs" / name / "data" / "metadata.json").read_text()) for name in names]
+    for name in ("ref_min_score", "ref_max_score"):
+        assert len({one[name] for one in about}) == 1
+    assert [one["upslope"]["quality"] for one in about] == names
+    made_singly = make_log(tmp_path / "run", tmp_path / "single", Request("expert", 40))
+    assert made_singly == about[-1]["upslope"]
+    trained = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "logs" / "medium")
+    assert main([*line.split(), *settings]) == 0
+    assert capsys.readouterr().out.count("has this log already") == 4
+    assert (tmp_path / "logs" / "medium").is_dir()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == trained
 
 
 def test_what_is_there_is_not_made_again_nor_overwritten(run, tmp_path):

@@ -14,7 +14,7 @@ def command(
     what: tyro.conf.Positional[Literal["make"]],
     *,
     env: str,
-    quality: Literal["random", "medium", "medium-replay", "medium-expert", "expert"],
+    quality: Literal["random", "medium", "medium-replay", "medium-expert", "expert", "all"],
     out: Path,
     method: str = "sac",
     steps: int = 50,
@@ -31,6 +31,7 @@ def command(
     stopped; the log has the returns of random actions and of the expert, by which scores are normalized.
 
     Examples:
+      upslope data make --env Pendulum-v1 --quality all --out data/pendulum --steps 20
       upslope data make --env Pendulum-v1 --quality medium-replay --out data/pendulum-medium-replay --steps 20
       upslope data make --env HalfCheetah-v5 --quality medium --out data/cheetah-medium --steps 500
       upslope train iql --data data/pendulum-medium-replay
@@ -38,8 +39,8 @@ def command(
     Args:
         what: make.
         env: as train's --task: an id registered with Gymnasium, module:Class or file.py:function.
-        quality: which log.
-        out: the log's folder.
+        quality: which log; all: each of the five.
+        out: the log's folder; of all of them, a folder with one of each quality's name.
         method: what is trained by: sac, ppo, or another method that acts in an environment.
         steps: of the training run; sac takes 1000 actions a step.
         transitions: of the log, at least: episodes are whole. A medium-replay has what training stored.
@@ -48,14 +49,21 @@ def command(
         run: the training run's folder; one under runs/ where not given, by method, env and seed.
         set: path=value, settings of the training run, as for train; repeatable.
     """
-    from upslope.offline.making import Request, already_made, make_log
+    from upslope.offline.making import QUALITIES, Request, already_made, choose, make_log
 
     if checkpoints < 1 or steps < 1:
         raise UsageError(f"data make: --steps {steps} --checkpoints {checkpoints}: at least 1 of each.")
-    request = Request(quality, transitions, seed)
+    places = {name: out / name for name in QUALITIES} if quality == "all" else {quality: out}
+    wanted = {place: Request(name, transitions, seed) for name, place in places.items()}
     need_h5py()
-    if already_made(out, request, task=env, method=method, steps=steps):
-        print(f"{out} has this log already.")
+    left = {
+        place: request
+        for place, request in wanted.items()
+        if not already_made(place, request, task=env, method=method, steps=steps)
+    }
+    for place in (place for place in wanted if place not in left):
+        print(f"{place} has this log already.")
+    if not left:
         return 0
     plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in env)
     folder = run or Path("runs", f"data-{Path(method).stem}-{plain}-{seed}")
@@ -68,7 +76,9 @@ def command(
     config = resolve(method, given, (*own, *set), config=None, out=folder, resume=resume)
     code = train(config, folder, resume)
     if code == 0:
-        _tell(make_log(folder, out, request), out)
+        tiers = choose(folder, next(iter(left.values())))
+        for place, request in left.items():
+            _tell(make_log(folder, place, request, tiers), place)
     return code
 
 

@@ -70,16 +70,15 @@ class Tiers:
     medium_reached: float
 
 
-def make_log(run: Path, out: Path, request: Request) -> dict[str, Any]:
+def make_log(run: Path, out: Path, request: Request, tiers: Tiers | None = None) -> dict[str, Any]:
     """Makes a log from a finished run's folder; returns its facts, which stand in its metadata, too.
 
-    The same run, request and versions give the same log. Raises UsageError where the run has learned nothing, or has not what the
-    quality needs; nothing is written then.
+    `tiers` are what `choose` has found for an earlier log of the same run, seed and medium score. The same run, request and
+    versions give the same log. Raises UsageError where the run has learned nothing, or has not what the quality needs; nothing is
+    written then.
     """
-    config = config_from(read_config(run / "config.yaml"), where=str(run / "config.yaml"))
-    if config.task is None:
-        raise UsageError(f"the run in {run} has no task to play in.")
-    tiers = choose(run, config, request)
+    config = _config(run)
+    tiers = tiers if tiers is not None else choose(run, request)
     with_run = {"method": config.method, "task": config.task, "steps": config.steps, "training_seed": config.seed}
     episodes, spec = _episodes(run, config, request, tiers)
     returns = np.array([episode.total for episode in episodes])
@@ -125,8 +124,16 @@ def dataset_id(task: str, quality: str) -> str:
     return f"upslope/{plain}-{quality}-v0"
 
 
-def choose(run: Path, config: Config, request: Request) -> Tiers:
+def _config(run: Path) -> Config:
+    config = config_from(read_config(run / "config.yaml"), where=str(run / "config.yaml"))
+    if config.task is None:
+        raise UsageError(f"the run in {run} has no task to play in.")
+    return config
+
+
+def choose(run: Path, request: Request) -> Tiers:
     """The checkpoints that the qualities are of. Raises UsageError where none is better than uniform actions."""
+    config = _config(run)
     returns = {int(row["step"]): float(row["eval/return"]) for row in read_metrics(run) if "eval/return" in row}
     found = {step: returns[step] for step in list_checkpoints(run) if step in returns and step > 0}
     if not found:
