@@ -11,6 +11,7 @@ import numpy as np
 
 from upslope.errors import UsageError
 from upslope.tasks.environments import Actions, EnvironmentFailure, Environments, Episode, Step
+from upslope.tasks.snapshots import Snapshot
 from upslope.tasks.spaces import ActionSpec, ObservationSpec, of_row
 
 
@@ -33,7 +34,7 @@ class BatchedCartPole(Environments):
         from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 
         super().__init__(count, seed, convention=convention, limit=limit)
-        self.name = name
+        self.name, self._settings = name, settings
         self._inner: Any = CartPoleVectorEnv(count, max_episode_steps=2**31 - 1, **settings)
         self._inner.reset(seed=0)
         self._inner.action_space = _Anything()  # type: ignore[assignment]  # the policy's actions are in range: 5 microseconds a step for nothing
@@ -49,6 +50,18 @@ class BatchedCartPole(Environments):
         self._inner.state = state["arrays"].copy()
         self.observation = state["observation"].copy()
         return []
+
+    def spare(self, count: int) -> "BatchedCartPole":
+        return BatchedCartPole(
+            count, self.seed, name=self.name, convention=self.convention, limit=self.limit, **self._settings
+        )
+
+    def _state_of(self, row: int) -> np.ndarray:
+        state: np.ndarray = self._inner.state[:, row].copy()
+        return state
+
+    def _put_copy(self, row: int, snapshot: Snapshot, seed: int) -> None:
+        self._inner.state[:, row] = snapshot.state
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         observation, reward, terminated, truncated, _ = self._inner.step(action)

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from upslope.errors import UsageError
+from upslope.tasks.snapshots import Resettable, Snapshot
 from upslope.tasks.spaces import ActionSpec, ObservationSpec
 
 LONGEST = 100_000  # steps after which an episode without a time limit counts as one that never ends
@@ -55,7 +56,7 @@ class EnvironmentFailure(UsageError):  # noqa: N818 - a UsageError that the trai
     """An environment raised, or gave what it may not give. The message names the copy, the episode and the step."""
 
 
-class Environments:
+class Environments(Resettable):
     """N copies of one environment in lockstep. Not safe for threads.
 
     name           of the environment
@@ -236,6 +237,7 @@ class Copies(Environments):
         limit: int | None = None,
     ) -> None:
         super().__init__(count, seed, convention=convention, limit=limit)
+        self._make = make
         self.copies = [make() for _ in range(count)]
         first = self.copies[0]
         self.name = name or str(getattr(getattr(first, "spec", None), "id", None) or type(first).__name__)
@@ -287,6 +289,28 @@ class Copies(Environments):
         self.observation = observation
         return lost
 
+    def spare(self, count: int) -> "Copies":
+        return Copies(self._make, count, self.seed, name=self.name, convention=self.convention, limit=self.limit)
+
+    def _state_of(self, row: int) -> tuple[int, list[np.ndarray]]:
+        return self.seed_of(row), [action[row] for action in self._running(row)]
+
+    def _put_copy(self, row: int, snapshot: Snapshot, seed: int) -> None:
+        """Plays the episode again up to the state."""
+        first, actions = snapshot.state
+        reached = np.empty((self.count, self.observations.size), dtype=np.float32)
+        self._reset_copy(row, reached, first)
+        for action in actions:
+            self._step_copy(row, action, reached)
+        if not np.array_equal(reached[row], snapshot.observation):
+            raise EnvironmentFailure(
+                f"{self.name} does not repeat an episode from its seed and actions, so it cannot be reset to a state. An "
+                "environment must draw from self.np_random alone."
+            )
+        inner = getattr(self.copies[row], "unwrapped", self.copies[row])
+        if hasattr(inner, "np_random"):
+            inner.np_random = np.random.default_rng(seed)
+
     def close(self) -> None:
         for copy in self.copies:
             copy.close()
@@ -333,9 +357,9 @@ class Copies(Environments):
         except Exception as error:
             raise self._failure(row, "step", error) from error
 
-    def _reset_copy(self, row: int, observation: np.ndarray) -> None:
+    def _reset_copy(self, row: int, observation: np.ndarray, seed: int | None = None) -> None:
         try:
-            seen, _ = self.copies[row].reset(seed=self.seed_of(row))
+            seen, _ = self.copies[row].reset(seed=self.seed_of(row) if seed is None else seed)
             self.observations.flatten(seen, observation[row])
         except Exception as error:
             raise self._failure(row, "reset", error) from error
