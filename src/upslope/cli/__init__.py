@@ -18,6 +18,7 @@ COMMANDS = {
     "probe": "what methods would change on a task, without training",
     "diagnose": "which pairs a trained model ranks right, by difficulty; how often it solves each prompt; what a log is worth",
     "report": "an HTML report of one or more runs",
+    "export": "a policy for an environment as ONNX",
     "methods": "list the methods",
     "show": "a method's objective, parts, settings, paper and page",
     "diff": "the parts in which two methods differ",

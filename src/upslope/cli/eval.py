@@ -34,6 +34,8 @@ def command(
     prompts: int = 200,
     temperature: float = 1.0,
     episodes: int = 20,
+    video: Path | None = None,
+    video_episodes: int = 3,
     seed: int = 0,
     as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False,
     set: Repeated = (),
@@ -44,7 +46,7 @@ def command(
 
     Examples:
       upslope eval runs/demo --task chain_sum -k 4
-      upslope eval runs/cartpole --episodes 100
+      upslope eval runs/cartpole --episodes 100 --video cartpole.mp4
       upslope eval ./new --win-rate ./old --data prompts.jsonl --judge http://localhost:8000/v1 --judge-model NAME
 
     Args:
@@ -63,6 +65,8 @@ def command(
         prompts: held-out prompts, at most.
         temperature: of the sampling; 0 is greedy.
         episodes: played by a policy in its environment, or in --task.
+        video: an .mp4 or .gif of such episodes.
+        video_episodes: how many of them are filmed.
         seed: of task and sampling.
         as_json: print one JSON object.
         set: path=value, as for train; repeatable.
@@ -70,7 +74,11 @@ def command(
     from upslope.cli.win_rate import Deciding, play
 
     if (folder := policy_folder(model)) is not None:
-        return print_returns(folder, model, task, episodes, seed, as_json, set)
+        return print_returns(folder, model, task, episodes, seed, as_json, set, film=(video, video_episodes))
+    if video is not None:
+        raise UsageError(
+            f"eval: --video films a policy in an environment, and {model} is a language model. Leave it out."
+        )
     who = Deciding(reward_model, judge, judge_model, judge_prompt)
     drawn = samples_of(k, samples, prompts, win_rate, {**who.options(), "--out": out})
     config = config_of(model, {"task": task, "data": data, "reward": reward, "seed": seed}, prompts, drawn, set)

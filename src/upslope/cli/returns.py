@@ -3,9 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from upslope.config import merge_overrides, read_config
 from upslope.errors import UsageError
+
+if TYPE_CHECKING:
+    from upslope.policies.control import ControlPolicy
 
 
 def policy_folder(name: str) -> Path | None:
@@ -17,9 +21,19 @@ def policy_folder(name: str) -> Path | None:
 
 
 def print_returns(
-    folder: Path, name: str, task: str | None, episodes: int, seed: int, as_json: bool, overrides: Sequence[str]
+    folder: Path,
+    name: str,
+    task: str | None,
+    episodes: int,
+    seed: int,
+    as_json: bool,
+    overrides: Sequence[str],
+    film: tuple[Path | None, int] = (None, 0),
 ) -> None:
-    """Prints the mean return of `episodes` episodes, with its interval. Without a task, that of the run the policy is of."""
+    """Prints the mean return of `episodes` episodes, with its interval. Without a task, that of the run the policy is of.
+
+    film   a file for a video, or None, and how many episodes it shows
+    """
     from upslope.collect import key_number
     from upslope.control.evaluation import play_episodes, return_metrics
     from upslope.policies.control import ControlPolicy
@@ -35,17 +49,13 @@ def print_returns(
     if what is None:
         raise UsageError(f"eval: {name} does not say what it plays: give --task.")
     own = values.get("task_settings", {}) if what == values.get("task") else {}
-    environments = open_environments(
-        what,
-        min(episodes, 32),
-        key_number(f"{seed}/evaluation") % 2**32,
-        settings=own,
-        convention=policy.convention,
-    )
+    starts = key_number(f"{seed}/evaluation") % 2**32
+    environments = open_environments(what, min(episodes, 32), starts, settings=own, convention=policy.convention)
     try:
         if (environments.observations, environments.actions) != (policy.observations, policy.actions):
             raise UsageError(f"eval: {name} was trained on other observations or actions than those of {what}.")
         deterministic = bool(values.get("eval", {}).get("deterministic", True))
+        shown = _film(policy, what, own, film, starts, deterministic)
         found = return_metrics(play_episodes(policy, environments, episodes, deterministic=deterministic, seed=seed))
     finally:
         environments.close()
@@ -56,6 +66,24 @@ def print_returns(
     how = "its likeliest actions" if deterministic else "drawn actions"
     print(f"return  {value:.2f}  [{low:.2f}, {high:.2f}]  ({episodes} episodes of {what}, {how})")
     print(f"standard deviation {found['eval/return_std']:.2f}, mean length {found['eval/length']:.1f}")
+    for line in shown:
+        print(line)
+
+
+def _film(
+    policy: "ControlPolicy", what: str, settings: Any, film: tuple[Path | None, int], seed: int, deterministic: bool
+) -> list[str]:
+    """Writes the video, if one is asked for, and says what it shows. Raises UsageError."""
+    from upslope.control.video import film_episodes
+
+    file, count = film
+    if file is None:
+        return []
+    if count < 1:
+        raise UsageError(f"eval: --video-episodes is {count}; it must be at least 1.")
+    shown = film_episodes(policy, what, count, file, seed=seed, settings=settings, deterministic=deterministic)
+    returns = ", ".join(f"{episode.total:.4g}" for episode in shown)
+    return [f"video   {file}: {count} episode{'s' if count > 1 else ''} with a return of {returns}"]
 
 
 def _settings_of(folder: Path) -> dict[str, object]:

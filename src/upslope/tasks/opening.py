@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from upslope.environments.dynamics import Dynamics
 from upslope.errors import UsageError
 from upslope.tasks.batched import BatchedCartPole, Vectorized
 from upslope.tasks.environments import Actions, Copies, Environments
+from upslope.tasks.simulated import Simulated
 
 
 def open_environments(
@@ -32,12 +34,10 @@ def open_environments(
     limit = values.pop("max_episode_steps", None)
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
         raise UsageError(f"max_episode_steps is {limit!r}; it must be a whole number of steps, e.g. 1000.")
-    if isinstance(what, str) and not _is_registered(what):
-        if ":" not in what:
-            raise UsageError(_unknown(what))
-        what = _load(what)
-    if isinstance(what, str):
+    if isinstance(what, str) and _is_registered(what):
         return _registered(what, count, seed, values, limit, convention)
+    if isinstance(what, str):
+        what = _load(what)
     if hasattr(what, "num_envs") and not isinstance(what, type):
         _refuse(values, "a vector environment")
         return Vectorized(what, seed, convention=convention, limit=limit)
@@ -48,9 +48,7 @@ def open_environments(
         if hasattr(first, "num_envs"):
             return Vectorized(first, seed, name=name, convention=convention, limit=limit)
         made = [first]
-        return Copies(
-            lambda: made.pop() if made else make(), count, seed, name=name, convention=convention, limit=limit
-        )
+        return _several(lambda: made.pop() if made else make(), count, seed, name, convention, limit)
     if not hasattr(what, "step") or not hasattr(what, "reset"):
         raise UsageError(f"an environment must have reset and step, and {type(what).__name__} has not.")
     _refuse(values, "an environment that has been made")
@@ -64,29 +62,52 @@ def _refuse(values: Mapping[str, Any], what: str) -> None:
         )
 
 
+def maker_of(what: str) -> tuple[Callable[..., Any], int | None]:
+    """What makes one environment that `what` names, from its keywords, and the time limit that is registered for it.
+
+    An environment that is registered is made without Gymnasium's wrappers for checking and time limits, which are dealt with
+    here: half the time of a step. Raises UsageError as `open_environments`.
+    """
+    import gymnasium
+
+    if not _is_registered(what):
+        return _load(what), None
+    module, _, name = what.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    spec = gymnasium.spec(name)
+    bare = dataclasses.replace(spec, order_enforce=False, max_episode_steps=None)
+    return lambda **keywords: gymnasium.make(bare, disable_env_checker=True, **keywords), spec.max_episode_steps
+
+
 def _registered(
     name: str, count: int, seed: int, values: dict[str, Any], limit: int | None, convention: Actions
 ) -> Environments:
-    """Made without Gymnasium's wrappers for checking and time limits, which are dealt with here: half the time of a step."""
-    import gymnasium
-
-    if name.partition(":")[2]:
-        importlib.import_module(name.partition(":")[0])
-        name = name.partition(":")[2]
-    spec = gymnasium.spec(name)
-    limit = spec.max_episode_steps if limit is None else limit
+    make, own = maker_of(name)
+    name = name.rpartition(":")[2]
+    limit = own if limit is None else limit
     if name in ("CartPole-v0", "CartPole-v1") and count >= 8 and not set(values) - {"sutton_barto_reward"}:
         return BatchedCartPole(count, seed, name=name, convention=convention, limit=limit, **values)
-    bare = dataclasses.replace(spec, order_enforce=False, max_episode_steps=None)
-    make: Callable[[], Any] = lambda: _made(  # noqa: E731
-        lambda **keywords: gymnasium.make(bare, disable_env_checker=True, **keywords), name, values
-    )
-    return Copies(make, count, seed, name=name, convention=convention, limit=limit)
+    return _several(lambda: _made(make, name, values), count, seed, name, convention, limit)
+
+
+def _several(
+    make: Callable[[], Any], count: int, seed: int, name: str, convention: Actions, limit: int | None
+) -> Environments:
+    """Copies that are stepped in turn; or, where the dynamics of the environment are known, as one tensor."""
+    first = make()
+    dynamics = getattr(first, "dynamics", None)
+    if isinstance(dynamics, Dynamics):
+        return Simulated(dynamics, count, seed, name=name, convention=convention, limit=limit)
+    made = [first]
+    return Copies(lambda: made.pop() if made else make(), count, seed, name=name, convention=convention, limit=limit)
 
 
 def _made(what: Callable[..., Any], name: str, values: Mapping[str, Any]) -> Any:
     try:
         return what(**values)
+    except UsageError:
+        raise
     except Exception as error:
         given = f" with {', '.join(f'{key}={value!r}' for key, value in values.items())}" if values else ""
         raise UsageError(f"the environment {name} cannot be made{given}: {type(error).__name__}: {error}") from error
@@ -134,6 +155,8 @@ def _load(what: str) -> Any:
     """The class or function that "module:name" or "file.py:name" names."""
     from upslope.tasks.user_reward import import_file
 
+    if ":" not in what:
+        raise UsageError(_unknown(what))
     source, _, name = what.rpartition(":")
     try:
         module = import_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
