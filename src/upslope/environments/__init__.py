@@ -7,9 +7,13 @@ first. An environment's own module is imported when one is made.
 import gymnasium
 
 _REGISTERED: dict[str, tuple[str, int | None]] = {  # id: where it is, and steps after which an episode is cut off
+    "upslope/FrozenLake-v0": ("frozen_lake:FrozenLake", 100),
+    "upslope/Inventory-v0": ("inventory:Inventory", 50),
+    "upslope/LotSizing-v0": ("inventory:LotSizing", 50),
     "upslope/Dispatch-v0": ("dispatch:Dispatch", None),
     "upslope/FourRooms-v0": ("four_rooms:FourRooms", 60),
     "upslope/PointMaze-v0": ("point_maze:PointMaze", 150),
+    "upslope/Warehouse-v0": ("inventory:Warehouse", 50),
 }
 
 for _name, (_where, _limit) in _REGISTERED.items():
