@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from upslope.errors import UsageError
+from upslope.parts.steps import check_noise
 from upslope.recipe import Part
 
 
@@ -41,17 +42,21 @@ class Interact(Part):
 
     warmup          actions per run that are drawn uniformly, before the first update
     offline_steps   steps of the run that only learn from the log, where there is a log; None: all of them
+    observation_noise   standard deviation of fresh Gaussian noise on each number of every observation that is played, stored or
+                    evaluated on, in the environment's units; its state has none
     """
 
     environments: int = 1
     steps: int = 1000
     warmup: int = 5000
     offline_steps: int | None = None
+    observation_noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("environments", 1), ("steps", 1), ("warmup", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"rollout.{name} is {getattr(self, name)}; it must be at least {least}.")
+        check_noise(self.observation_noise)
 
     def describe(self) -> str:
         return f"{self.environments} x {self.steps} actions a step, the first {self.warmup} uniform"

@@ -20,6 +20,7 @@ from upslope.config import Config
 from upslope.errors import UsageError
 from upslope.policies.control import ControlPolicy
 from upslope.tasks.environments import Environments
+from upslope.tasks.noise import noisy
 from upslope.tasks.opening import open_environments
 from upslope.tasks.spaces import ActionSpec, Leaf, ObservationSpec
 
@@ -114,14 +115,17 @@ def open_run(config: Config, recipe: ActorCritic, task: Any) -> Opened:
         name = log.task
         config = dataclasses.replace(config, task_settings={**log.task_settings, **config.task_settings})
     seed = key_number(f"{config.seed}/evaluation") % 2**32
-    evaluation = _environments(config, name, max(1, min(config.eval.episodes, 32)), seed) if name is not None else None
+    noise: float = rollout.observation_noise
+    evaluation = (
+        _environments(config, name, max(1, min(config.eval.episodes, 32)), seed, noise) if name is not None else None
+    )
     if config.data is not None and log is None:
         assert evaluation is not None
         log = open_log(config.data, evaluation.actions)
     plays = evaluation is not None and (log is None or rollout.offline_steps is not None)
     _refuse_unlearnable(config, recipe, log, plays)
     log, chances = _selected(recipe, log)
-    environments = _environments(config, name, rollout.environments, config.seed) if plays else None
+    environments = _environments(config, name, rollout.environments, config.seed, noise) if plays else None
     observations, actions = _spaces(evaluation, log)
     layout = Layout(observations.size, actions.size, tuple(sorted(recipe.needs)))
     _fitting(log, layout, config)
@@ -207,14 +211,14 @@ def _of_reward(layout: Layout, scale: tuple[Tensor, Tensor] | None) -> tuple[flo
     return (1.0, 0.0) if scale is None else (float(scale[1][place]), float(scale[0][place]))
 
 
-def _environments(config: Config, name: Any, count: int, seed: int) -> Environments:
+def _environments(config: Config, name: Any, count: int, seed: int, noise: float) -> Environments:
     found = open_environments(name, count, seed, settings=config.task_settings, convention="scale")
     if found.actions.kind != "continuous":
         raise UsageError(
             f"'{config.method}' takes continuous actions, and those of {found.name} are {found.actions.kind}. Take a method for "
             "these, such as ppo."
         )
-    return found
+    return noisy(found, noise)
 
 
 def _spaces(environments: Environments | None, log: Log | None) -> tuple[ObservationSpec, ActionSpec]:

@@ -20,6 +20,7 @@ from upslope.parts.steps import Optimizer, StepUpdate
 from upslope.policies.control import ControlPolicy, Critic
 from upslope.recipe import Recipe
 from upslope.tasks.environments import EnvironmentFailure, Environments
+from upslope.tasks.noise import noisy
 from upslope.tasks.opening import open_environments
 
 PLAYED_COLUMNS = frozenset({"logp", "old_logp", "token_reward", "reward", "ended", "mask", "progress", "step"})
@@ -61,7 +62,8 @@ class OnPolicyAgent:
         self.states = recipe.init()
 
     def _open(self, count: int, seed: int, convention: Any) -> Environments:
-        return open_environments(self.what, count, seed, settings=self.config.task_settings, convention=convention)
+        found = open_environments(self.what, count, seed, settings=self.config.task_settings, convention=convention)
+        return noisy(found, self.rollout.observation_noise)
 
     @property
     def task(self) -> "OnPolicyAgent":

@@ -12,6 +12,7 @@ class Playing(Part):
     """A `rollout` part that plays in an environment."""
 
     environments: int
+    observation_noise: float = 0.0
 
     def trainer(self) -> Any:
         """The loop that plays."""
@@ -25,14 +26,18 @@ class Steps(Playing):
     """`steps` steps in each of `environments` copies, between two updates: rows of the batch are copies, [N, S].
 
     Episodes go on from one update to the next. What a time limit cuts off, and what the last step led to, is worth V.
+    `observation_noise`: standard deviation of fresh Gaussian noise on each number of every observation, in the environment's
+    units, in training and in evaluation; the environment's state has none.
     """
 
     environments: int = 8
     steps: int = 128
+    observation_noise: float = 0.0
     formula: ClassVar[str] = "{steps} steps of {environments} copies"
 
     def __post_init__(self) -> None:
         _at_least_one(self, "environments", "steps")
+        check_noise(self.observation_noise)
 
 
 @dataclass(frozen=True)
@@ -40,14 +45,17 @@ class Episodes(Playing):
     """`episodes` whole episodes between two updates, played in `environments` copies: rows are episodes, [R, T].
 
     An episode that a time limit cuts off is taken as it is: without a critic nothing is known of what it would have earned.
+    `observation_noise`: as in Steps.
     """
 
     episodes: int = 16
     environments: int = 16
+    observation_noise: float = 0.0
     formula: ClassVar[str] = "{episodes} whole episodes"
 
     def __post_init__(self) -> None:
         _at_least_one(self, "environments", "episodes")
+        check_noise(self.observation_noise)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,14 @@ class Optimizer(Part):
                 )
         if not self.grad_clip > 0:
             raise UsageError(f"Optimizer.grad_clip is {self.grad_clip}; it must be above 0, .inf for no clipping.")
+
+
+def check_noise(std: float) -> None:
+    """Raises UsageError for a standard deviation that is none."""
+    if not 0 <= std < float("inf"):
+        raise UsageError(
+            f"observation_noise is {std}; it is a standard deviation, in the units of the observations: at least 0."
+        )
 
 
 def _at_least_one(part: Part, *names: str) -> None:
