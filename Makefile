@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Idle threads spin only briefly before they sleep: two processes side by side would starve each other.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: venv demo test test-learning bench studies lint docs tiny clean
+.PHONY: venv demo test test-learning bench studies offline-data lint docs tiny clean
 
 venv: $(VENV)/.installed
 
@@ -28,6 +28,9 @@ test-learning: venv
 
 studies: venv  # an hour on two cores; goes on where it was stopped
 	$(BIN)/python benchmarks/studies.py
+
+offline-data: venv  # logs of four environments in five qualities, in runs/offline-data; goes on where it was stopped
+	$(BIN)/python benchmarks/offline_data.py $(ONLY)
 
 bench: venv  # all parts, or some: make bench ONLY="pairs distill"
 	$(BIN)/python benchmarks/run.py --out docs/results/bench.md $(if $(ONLY),--only $(ONLY))
