@@ -155,3 +155,21 @@ def test_predict_is_as_the_environment_takes_it():
     assert named.predict({"a": np.zeros((4, 2)), "b": np.array([0, 1, 2, 0])})[0].shape == (4, 2)
     with pytest.raises(UsageError, match=r"has shape \(4,\), and its space says \(3,\)"):
         policy.predict(np.zeros(4))
+
+
+def test_amounts_are_softplus_of_one_more():
+    torch.manual_seed(0)
+    policy = ControlPolicy(OBSERVATIONS, ActionSpec.of(BOX), MLP(distribution="softplus", activation="elu"))
+    seen = torch.randn(5, 3) * 3
+    out = policy.head(
+        torch.nn.functional.elu(policy.body.layers[1](torch.nn.functional.elu(policy.body.layers[0](seen))))
+    )
+    expected = np.log1p(np.exp(out.detach().numpy().astype(np.float64) + 1))
+    action, logp = policy.act(seen.numpy())
+    np.testing.assert_allclose(action, expected, rtol=1e-5)
+    np.testing.assert_allclose(policy.sampler(torch.Generator(), 1)(seen.numpy()), expected, rtol=1e-5)
+    assert policy.log_std is None
+    assert policy.convention == "clip"
+    assert not logp.any()
+    with pytest.raises(UsageError, match="components=2 is of mixtures"):
+        MLP(distribution="softplus", components=2)

@@ -28,6 +28,7 @@ HALF_OPEN = spaces.Box(np.array([-2.0], dtype=np.float32), np.array([np.inf], dt
         (HALF_OPEN, MLP(normalize=True, activation="silu"), ["action", "mean", "log_std"]),
         (BOX, MLP(distribution="squashed", log_std="state", activation="relu"), ["action", "mean", "log_std"]),
         (BOX, MLP(distribution="deterministic"), ["action"]),
+        (BOX, MLP(distribution="softplus", activation="elu"), ["action"]),
     ],
 )
 def test_same_actions_for_any_number_of_rows(space, settings, outputs, tmp_path):

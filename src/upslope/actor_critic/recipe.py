@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from upslope.actor_critic.critics import reads
 from upslope.assembly import Assembly, as_tuple
 from upslope.errors import UsageError
+from upslope.parts.network import POINTS
 from upslope.recipe import Part, Parts
 
 
@@ -93,7 +94,7 @@ class ActorCritic(Assembly):
                 raise UsageError(
                     f"'{self.name}' has weights, which {type(self.actor).__name__} does not read. Take actor=Likelihood()."
                 )
-        single = getattr(self.policy, "distribution", "") == "deterministic"
+        single = getattr(self.policy, "distribution", "") in POINTS
         if single and (reads(self.actor, "reads_density") or self.temperature is not None):
             raise UsageError(
                 f"'{self.name}' has a deterministic policy, which has no density: policy.distribution=squashed or bounded has one; "

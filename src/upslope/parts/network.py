@@ -1,12 +1,14 @@
 """The network of a policy that acts in an environment, as settings."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from upslope.errors import UsageError
 from upslope.recipe import Part
 
-Activation = Literal["tanh", "relu", "silu", "gelu"]
+Activation = Literal["tanh", "relu", "silu", "gelu", "elu"]
+POINTS = ("deterministic", "softplus")
+"""Distributions that are one action, without a density."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class MLP(Part):
     distribution   of continuous actions; discrete ones are categorical. "squashed": tanh of a normal, actions in [-1, 1] that
                    are mapped onto the environment's box. "gaussian": actions are cut to the box on their way, and only there.
                    "bounded": a normal with mean tanh(...) and a log-std within its bounds, and "deterministic": tanh(...)
-                   itself, both of actions in [-1, 1] as well
+                   itself, both of actions in [-1, 1] as well. "softplus": log(1 + exp(... + 1)) itself, an amount above 0
     components     of a mixture of that distribution; 1: none
     log_std        "free": a parameter for each entry of the action, first `log_std_init`; "state": a further output of the
                    network, kept within log_std_low and log_std_high: "cut" there, or by a "tanh" onto them (log_std_bound)
@@ -37,7 +39,7 @@ class MLP(Part):
     policy_gain: float = 0.01
     value_gain: float = 1.0
     shared: bool = False
-    distribution: Literal["gaussian", "squashed", "bounded", "deterministic"] = "gaussian"
+    distribution: Literal["gaussian", "squashed", "bounded", "deterministic", "softplus"] = "gaussian"
     components: int = 1
     log_std: Literal["free", "state"] = "free"
     log_std_init: float = 0.0
@@ -55,9 +57,25 @@ class MLP(Part):
             )
         if self.components < 1:
             raise UsageError(f"MLP.components is {self.components}; it must be at least 1, which is no mixture.")
+        if self.components > 1 and self.distribution in POINTS:
+            raise UsageError(
+                f"MLP.components={self.components} is of mixtures; {self.distribution} has no density. Set it to 1."
+            )
         if not self.log_std_low < self.log_std_high:
             raise UsageError(f"MLP.log_std_low={self.log_std_low:g} must be below log_std_high={self.log_std_high:g}.")
         if not self.normalize_clip > 0:
             raise UsageError(
                 f"MLP.normalize_clip is {self.normalize_clip:g}; it must be above 0, .inf for no clipping."
             )
+
+    def build(self, observations: Any, actions: Any) -> Any:
+        """The policy of this network, of an `ObservationSpec` and an `ActionSpec`."""
+        from upslope.policies.control import ControlPolicy
+
+        return ControlPolicy(observations, actions, self)
+
+    def critic(self, policy: Any) -> Any:
+        """The critic beside a policy that `build` made."""
+        from upslope.policies.control import Critic
+
+        return Critic(policy)

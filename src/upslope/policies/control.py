@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from upslope.errors import UsageError
-from upslope.parts.network import MLP
+from upslope.parts.assignment import PairScores
+from upslope.parts.network import MLP, POINTS
 from upslope.policies.acting import numpy_sampler
 from upslope.policies.distributions import (
     Categorical,
@@ -33,8 +34,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "silu": functional.silu,
     "gelu": functional.gelu,
+    "elu": functional.elu,
 }
 FORMAT = "upslope control policy 1"
+NETWORKS: dict[str, type[MLP]] = {"MLP": MLP, "PairScores": PairScores}
 
 
 class Body(nn.Module):
@@ -81,7 +84,7 @@ class ControlPolicy(nn.Module):
         if not continuous and settings.components > 1:
             raise UsageError("MLP.components is of mixtures for continuous actions; these are discrete. Set it to 1.")
         size = actions.size if continuous else sum(actions.values)
-        single = settings.distribution == "deterministic"
+        single = settings.distribution in POINTS
         states = settings.log_std == "state" and not single
         self._outputs = size if not continuous else settings.components * size * (2 if states else 1)
         if settings.components > 1:
@@ -99,7 +102,7 @@ class ControlPolicy(nn.Module):
     @property
     def convention(self) -> Literal["clip", "scale"]:
         """How an environment is to take continuous actions."""
-        return "clip" if self.settings.distribution == "gaussian" else "scale"
+        return "clip" if self.settings.distribution in ("gaussian", "softplus") else "scale"
 
     @torch.no_grad()
     def _spread_apart(self) -> None:
@@ -168,6 +171,8 @@ class ControlPolicy(nn.Module):
             out = torch.cat(out.tensor_split([count], -2), -1) if settings.log_std == "state" else out
         if settings.distribution == "deterministic":
             return Point(out.tanh())
+        if settings.distribution == "softplus":
+            return Point(functional.softplus(out + 1))
         if self.log_std is None:
             mean, log_std = out.tensor_split([size], -1)
             low, high = settings.log_std_low, settings.log_std_high
@@ -240,6 +245,7 @@ class ControlPolicy(nn.Module):
             "format": FORMAT,
             "observations": self.observations.to_dict(),
             "actions": self.actions.to_dict(),
+            "kind": type(self.settings).__name__,
             "network": asdict(self.settings),
             "seen": self.moments.count if self.moments is not None else 0.0,
         }
@@ -262,9 +268,12 @@ class ControlPolicy(nn.Module):
             raise UsageError(
                 f"{place / 'policy.json'} is of format {about.get('format')!r}; this version reads {FORMAT!r}."
             )
-        default = MLP()
-        settings = MLP(**{name: converted(default, name, value) for name, value in about["network"].items()})
-        policy = cls(ObservationSpec.from_dict(about["observations"]), ActionSpec.from_dict(about["actions"]), settings)
+        default = NETWORKS[about.get("kind", "MLP")]()
+        given = {name: converted(default, name, value) for name, value in about["network"].items()}
+        observations, actions = (
+            kind.from_dict(about[name]) for kind, name in ((ObservationSpec, "observations"), (ActionSpec, "actions"))
+        )
+        policy: ControlPolicy = type(default)(**given).build(observations, actions)
         policy.load_state(tensors, about["seen"])
         return policy
 

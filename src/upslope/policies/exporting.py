@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from upslope.errors import UsageError
+from upslope.parts.network import POINTS
 from upslope.policies.control import ControlPolicy
 from upslope.policies.distributions import Categorical, Gaussian, MultiCategorical, SquashedGaussian
 
@@ -40,7 +41,7 @@ class Deployed(nn.Module):
         self.register_buffer("high", torch.from_numpy(high))
         self.register_buffer("start", torch.tensor(actions.start))
         continuous = actions.kind == "continuous"
-        spread = policy.settings.distribution != "deterministic"
+        spread = policy.settings.distribution not in POINTS
         self.outputs = ["action", *(["mean", "log_std"] if continuous and spread else [] if continuous else ["logits"])]
 
     def forward(self, observation: Tensor) -> tuple[Tensor, ...]:
