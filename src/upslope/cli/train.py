@@ -27,9 +27,10 @@ def command(
     out: Path | None = None,
     resume: Flag = False,
     config: Path | None = None,
+    hyperparameters: str | None = None,
     set: Repeated = (),
 ) -> int:
-    """Train a language model by a method, on a task by name or on your own data and reward.
+    """Train by a method: a language model on a task by name or on your own data and reward, or a policy in an environment.
 
     Examples:
       upslope train grpo --task chain_sum
@@ -38,6 +39,7 @@ def command(
       upslope train dpo --data pairs.jsonl --task chain_sum
       upslope train rm --data pairs.jsonl
       upslope train rlhf_ppo --task chain_sum --reward-model runs/rm-pairs
+      upslope train ppo --task CartPole-v1 --hyperparameters ppo.yml
       upslope train grpo --out runs/first --resume
 
     Args:
@@ -55,6 +57,8 @@ def command(
         out: the run's folder; a new one under runs/ where not given.
         resume: go on with the run in --out.
         config: YAML with settings, as a run's config.yaml.
+        hyperparameters: for ppo, a2c, sac and td3, a YAML file as rl-baselines3-zoo has them: the entry of --task, or of
+            FILE:ENTRY. What has no counterpart is told, and nothing in it is run.
         set: path=value, for any setting of the run (optimizer.lr=1e-4) or of the method (ratio_high=1.28); repeatable.
     """
     given = {
@@ -67,7 +71,14 @@ def command(
         "steps": steps,
         "seed": seed,
     }
-    resolved = resolve(method, given, set, config=config, out=out, resume=resume)
+    base = None
+    if hyperparameters is not None:
+        if config is not None or resume:
+            raise UsageError(
+                "train: --hyperparameters starts a run, and --config or --resume has its settings. Leave one out."
+            )
+        method, base = _from_zoo(hyperparameters, method, task)
+    resolved = resolve(method, given, set, config=config, out=out, resume=resume, base=base)
     folder = out or _new_folder(resolved)
     return train(resolved, folder, resume)
 
@@ -80,9 +91,10 @@ def resolve(
     config: Path | None,
     out: Path | None,
     resume: bool,
+    base: dict[str, Any] | None = None,
 ) -> Config:
-    """The run's Config: a file (or the resumed run's own), then the options given, then --set."""
-    values: dict[str, Any] = {}
+    """The run's Config: `base`, or a file (or the resumed run's own), then the options given, then --set."""
+    values: dict[str, Any] = dict(base or {})
     if resume:
         if out is None:
             raise UsageError("train: --resume needs the run's folder: --out DIR.")
@@ -108,6 +120,22 @@ def resolve(
     if resolved.task is None and resolved.data is None:
         raise UsageError("no task: give --task NAME (`upslope tasks` lists them) or --data FILE.")
     return resolved
+
+
+def _from_zoo(file: str, method: str, task: str | None) -> tuple[str, dict[str, Any]]:
+    """The method and the values that a file of hyper-parameters gives; prints what is done otherwise than it says."""
+    from upslope.hyperparameters import read_hyperparameters
+
+    if task is None or not method:
+        raise UsageError(
+            "train: --hyperparameters needs a method and a task: upslope train ppo --task CartPole-v1 --hyperparameters FILE."
+        )
+    found = read_hyperparameters(file, method, task)
+    print(f"{file}: the entry {found.entry}, over {found.method}")
+    for note in found.notes:
+        print(f"  {note}")
+    values: dict[str, Any] = {"settings": found.settings, "task_settings": found.task_settings}
+    return found.method, values if found.steps is None else {**values, "steps": found.steps}
 
 
 def train(config: Config, folder: Path, resume: bool) -> int:
