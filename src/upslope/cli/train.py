@@ -11,6 +11,7 @@ from upslope.errors import UsageError
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+GIVEN = ("task", "model", "data", "reward", "reward_model", "teacher", "steps", "seed")
 
 
 def command(
@@ -61,16 +62,7 @@ def command(
             FILE:ENTRY. What has no counterpart is told, and nothing in it is run.
         set: path=value, for any setting of the run (optimizer.lr=1e-4) or of the method (ratio_high=1.28); repeatable.
     """
-    given = {
-        "task": task,
-        "model": model,
-        "data": data,
-        "reward": reward,
-        "reward_model": reward_model,
-        "teacher": teacher,
-        "steps": steps,
-        "seed": seed,
-    }
+    given = {name: value for name, value in locals().items() if name in GIVEN}
     base = None
     if hyperparameters is not None:
         if config is not None or resume:
