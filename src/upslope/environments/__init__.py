@@ -8,6 +8,7 @@ import gymnasium
 
 _REGISTERED: dict[str, tuple[str, int | None]] = {  # id: where it is, and steps after which an episode is cut off
     "upslope/FrozenLake-v0": ("frozen_lake:FrozenLake", 100),
+    "upslope/TwoGoals-v0": ("two_goals:TwoGoals", 50),
     "upslope/Inventory-v0": ("inventory:Inventory", 50),
     "upslope/LotSizing-v0": ("inventory:LotSizing", 50),
     "upslope/Dispatch-v0": ("dispatch:Dispatch", None),
