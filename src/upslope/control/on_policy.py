@@ -52,8 +52,8 @@ class OnPolicyAgent:
         )
         self.evaluation: Environments | None = None
         try:
-            self.policy = ControlPolicy(self.environments.observations, self.environments.actions, network)
-            self.critic = Critic(self.policy) if recipe.critic is not None else None
+            self.policy: ControlPolicy = network.build(self.environments.observations, self.environments.actions)
+            self.critic: Critic | None = network.critic(self.policy) if recipe.critic is not None else None
             self.updater = StepUpdater(recipe, self.policy, self.critic, config.steps)
             self.player = Player(self.environments, self.policy, self.critic, self.rollout)
         except BaseException:
@@ -225,7 +225,8 @@ def check_recipe(recipe: Recipe, config: Config) -> None:
     ):
         if not isinstance(getattr(recipe, stage), kind):
             raise UsageError(f"'{recipe.name}' plays in an environment, so its {stage} must be {example}.")
-    made = PLAYED_COLUMNS | MODEL_COLUMNS | (CRITIC_COLUMNS if recipe.critic is not None else frozenset())
+    own = recipe.rollout.makes if recipe.rollout is not None else frozenset[str]()
+    made = PLAYED_COLUMNS | own | MODEL_COLUMNS | (CRITIC_COLUMNS if recipe.critic is not None else frozenset())
     absent = sorted(recipe.needs - made)
     if absent:
         raise UsageError(

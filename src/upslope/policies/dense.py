@@ -67,7 +67,7 @@ class Dense:
 
 def dense(body: "Body | None", head: nn.Linear) -> Dense | None:
     """The network, if it is plain: float32 layers on the CPU with one of ACTIVATIONS and nothing between them."""
-    if body is None or len(body.norms) or body.settings.activation not in ACTIVATIONS:
+    if body is None or not hasattr(body, "layers") or len(body.norms) or body.settings.activation not in ACTIVATIONS:
         return None
     made = Dense(body, head, body.settings.activation)
     plain = all(one.dtype == torch.float32 and one.device.type == "cpu" for one in made.parameters)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from upslope import UsageError, make
-from upslope.methods.rlvr.polychromic_ppo import SetAdvantage, set_scores
+from upslope.parts.sets import SetAdvantage, set_scores
 from upslope.testing import batch_of, finite_differences, value_and_gradient
 
 ANSWERS = [0, 0, 1, 2, 0, 1, 1, 3, 4, 4, 4]
