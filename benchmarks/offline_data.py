@@ -30,11 +30,11 @@ class Source:
 SOURCES = {
     "pendulum": Source(
         "Pendulum-v1",
-        100,
-        100,
+        80,
+        80,
         20_000,
-        # slowly, after many random actions: so a medium-replay has more than a few episodes
-        (*SMALL, "rollout.steps=250", "rollout.warmup=5000", "actor_lr=1e-4", "critic_lr=1e-4"),
+        # many random actions first: so a medium-replay has more than a few episodes
+        (*SMALL, "rollout.steps=250", "rollout.warmup=5000"),
     ),
     "pointmaze": Source(
         "upslope/PointMaze-v0",
