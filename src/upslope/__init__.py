@@ -14,7 +14,10 @@ from upslope.registry import describe, diff, find, list_methods, make
 
 if TYPE_CHECKING:
     from upslope.batch import Batch
+    from upslope.policies.opening import load
     from upslope.recipe import Part, Recipe, Term
+    from upslope.tasks.sb3 import as_sb3
+    from upslope.tasks.wrappers import as_gymnasium, as_vector_env
     from upslope.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -25,14 +28,28 @@ __all__ = [
     "Term",
     "Trainer",
     "UsageError",
+    "as_gymnasium",
+    "as_sb3",
+    "as_vector_env",
     "describe",
     "diff",
     "find",
     "list_methods",
+    "load",
     "make",
 ]
 
-LAZY = {"Batch": "batch", "Part": "recipe", "Recipe": "recipe", "Term": "recipe", "Trainer": "trainer"}
+LAZY = {
+    "Batch": "batch",
+    "Part": "recipe",
+    "Recipe": "recipe",
+    "Term": "recipe",
+    "Trainer": "trainer",
+    "as_gymnasium": "tasks.wrappers",
+    "as_sb3": "tasks.sb3",
+    "as_vector_env": "tasks.wrappers",
+    "load": "policies.opening",
+}
 
 
 def __getattr__(name: str) -> Any:

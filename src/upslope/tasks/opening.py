@@ -13,6 +13,7 @@ from upslope.errors import UsageError
 from upslope.tasks.batched import BatchedCartPole, Vectorized
 from upslope.tasks.environments import Actions, Copies, Environments
 from upslope.tasks.simulated import Simulated
+from upslope.tasks.vec_env import FromVecEnv, is_vec_env
 
 
 def open_environments(
@@ -40,19 +41,24 @@ def open_environments(
         what = _load(what)
     if hasattr(what, "num_envs") and not isinstance(what, type):
         _refuse(values, "a vector environment")
-        return Vectorized(what, seed, convention=convention, limit=limit)
+        return Vectorized(_vector(what), seed, convention=convention, limit=limit)
     if callable(what):
         name = getattr(what, "__name__", type(what).__name__)
         make: Callable[[], Any] = lambda: _made(what, name, values)  # noqa: E731
         first = make()
         if hasattr(first, "num_envs"):
-            return Vectorized(first, seed, name=name, convention=convention, limit=limit)
+            return Vectorized(_vector(first), seed, name=name, convention=convention, limit=limit)
         made = [first]
         return _several(lambda: made.pop() if made else make(), count, seed, name, convention, limit)
     if not hasattr(what, "step") or not hasattr(what, "reset"):
         raise UsageError(f"an environment must have reset and step, and {type(what).__name__} has not.")
     _refuse(values, "an environment that has been made")
     return _copied(what, count, seed, limit, convention)
+
+
+def _vector(what: Any) -> Any:
+    """A vector environment as it is; a VecEnv of Stable-Baselines3's as one."""
+    return FromVecEnv(what) if is_vec_env(what) else what
 
 
 def _refuse(values: Mapping[str, Any], what: str) -> None:
