@@ -1,11 +1,13 @@
 """Ours as a VecEnv of Stable-Baselines3's, theirs as one of ours, and our policies where they take theirs."""
 
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
 
 import upslope
-from upslope import Trainer
+from upslope import Trainer, UsageError
 from upslope.tasks.opening import open_environments
 
 sb3 = pytest.importorskip("stable_baselines3")
@@ -95,3 +97,9 @@ def test_their_evaluation_takes_our_policy():
     returns, lengths = evaluate_policy(policy, vector, n_eval_episodes=4, return_episode_rewards=True)
     assert len(returns) == len(lengths) == 4
     assert returns == lengths  # CartPole pays 1 a step
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    with pytest.raises(UsageError, match="pip install stable-baselines3"):
+        upslope.as_sb3("CartPole-v1")

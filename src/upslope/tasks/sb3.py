@@ -9,6 +9,16 @@ from upslope.errors import UsageError
 from upslope.tasks.wrappers import open_wrapped
 
 
+def need_sb3() -> None:
+    """Raises UsageError where Stable-Baselines3 is not installed, saying how to install it."""
+    try:
+        import stable_baselines3  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "a VecEnv needs the package stable-baselines3, which is not installed. Run: pip install stable-baselines3"
+        ) from None
+
+
 def as_sb3(what: Any = None, count: int = 1, **keywords: Any) -> Any:
     """A VecEnv of `count` copies, for Stable-Baselines3's algorithms; keywords as for `as_gymnasium`.
 
@@ -17,13 +27,9 @@ def as_sb3(what: Any = None, count: int = 1, **keywords: Any) -> Any:
     Infos are those of their Monitor: terminal_observation, TimeLimit.truncated, and `episode` with the unscaled return. Raises
     UsageError where the package is not installed, or naming what is wrong.
     """
-    try:
-        from stable_baselines3.common.monitor import Monitor
-        from stable_baselines3.common.vec_env import VecEnv
-    except ImportError:
-        raise UsageError(
-            "a VecEnv needs the package stable-baselines3, which is not installed. Run: pip install stable-baselines3"
-        ) from None
+    need_sb3()
+    from stable_baselines3.common.monitor import Monitor
+    from stable_baselines3.common.vec_env import VecEnv
 
     class UpslopeVecEnv(VecEnv):
         """Copies of an environment of ours."""
