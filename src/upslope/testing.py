@@ -68,6 +68,9 @@ def batch_of(
         "teacher_logp": logp + 0.3 * normal(*mask.shape),
         "teacher_kl": 0.2 + 0.1 * logp.sin(),
         "divergence": 0.3 + 0.2 * logp.cos(),
+        "cost": 1 + logp.sin(),
+        "post_value": logp.cos() + 0.1 * logp,
+        "old_post_value": logp.cos(),
     }
     made = {**made, **columns}
     rest = normal(*mask.shape, VOCABULARY)
@@ -175,7 +178,7 @@ def check_invariances(recipe: Recipe, batch: Batch) -> None:
     prepared = recipe.prepare(batch)
     loss, gradient = value_and_gradient(recipe, prepared)
 
-    learned = {"logp"} | ({"value", "divergence"} & recipe.needs)
+    learned = {"logp"} | ({"value", "divergence", "cost"} & recipe.needs)
     leaves = {name: getattr(batch, name).clone().requires_grad_() for name in learned}
     recipe(batch.replace(**leaves))[0].backward()
     assert any(leaf.grad is not None for leaf in leaves.values())
