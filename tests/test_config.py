@@ -5,7 +5,7 @@ import math
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upslope import UsageError
@@ -41,6 +41,7 @@ def test_round_trip_through_yaml(values):
         assert held[name] == ({**held[name], **value} if isinstance(value, dict) else value)
 
 
+@settings(deadline=None)
 @given(st.fixed_dictionaries({}, optional=VALUES))
 def test_overrides_say_the_same_as_a_file(values):
     overrides = []

@@ -64,7 +64,7 @@ def check_jobs(jobs: Sequence[Job], config_of: Callable[[Job], Config]) -> None:
         if not (job.folder / "config.yaml").exists():
             continue
         wanted = config_of(job).to_dict()
-        changes = changed_settings(read_config(job.folder / "config.yaml"), wanted)
+        changes = changed_settings(read_config(job.folder / "config.yaml"), wanted, Config().to_dict())
         if "steps" in changes and changes["steps"][0] < wanted["steps"]:
             del changes["steps"]
         fixed = [name for name in changes if not is_free(name, FREE_ON_RESUME - {"steps"})]

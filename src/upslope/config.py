@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -139,9 +139,17 @@ class Config:
         if not self.reward_timeout > 0:
             raise UsageError(f"reward_timeout is {self.reward_timeout}; it must be above 0 (seconds).")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and scalars, as in config.yaml."""
-        return _plain(dataclasses.asdict(self))
+    def to_dict(self, read: Collection[str] | None = None) -> dict[str, Any]:
+        """Plain dicts, lists and scalars, as in config.yaml; with `read` only these settings, by dotted name."""
+        values = _plain(dataclasses.asdict(self))
+        if read is None:
+            return values
+        groups = {name.partition(".")[0] for name in read if "." in name}
+        inner = {
+            name: {key: one for key, one in values[name].items() if f"{name}.{key}" in read}
+            for name in groups - set(read)
+        }
+        return {name: inner.get(name, value) for name, value in values.items() if name in {*read, *groups}}
 
 
 def _check_least(owner: object, prefix: str, least: Mapping[str, float]) -> None:
@@ -152,6 +160,34 @@ def _check_least(owner: object, prefix: str, least: Mapping[str, float]) -> None
             raise UsageError(f"{prefix}{name} is {value}; it must be a finite number of at least {low}.")
 
 
+IN_ENVIRONMENTS = frozenset(
+    {
+        "method", "settings", "task", "task_settings", "steps", "seed", "eval.every", "eval.episodes", "eval.deterministic",
+        "checkpoint_every", "keep_checkpoints", "threads", "self_checks", "sinks", "device", "max_skipped",
+    }
+)  # fmt: skip
+"""Settings that the loops for environments read; any other is refused where it is set, and is not in their config.yaml."""
+
+
+def refuse_unread(config: Config, read: Collection[str], what: str) -> None:
+    """Raises UsageError naming a setting that is not in `read` and not at its default. `what` the method does, for the message."""
+    default, given = Config().to_dict(), config.to_dict()
+    for name, value in given.items():
+        if name in read or value == default[name]:
+            continue
+        inner = (
+            {f"{name}.{key}": one for key, one in value.items() if one != default[name][key]} if name in GROUPS else {}
+        )
+        unread = {key: one for key, one in (inner or {name: value}).items() if key not in read}
+        if unread:
+            listed = ", ".join(f"{key}={one!r}" for key, one in unread.items())
+            hint = " Its learning rates are update.actor_lr and update.critic_lr." if name == "optimizer" else ""
+            raise UsageError(f"'{config.method}' {what} and does not read {listed}. Leave it out.{hint}")
+    if config.device not in ("auto", "cpu"):
+        raise UsageError(f"'{config.method}' runs on the CPU; device is {config.device!r}. Set device=cpu.")
+
+
+GROUPS = frozenset({"optimizer", "eval", "lora"})
 FREE_ON_RESUME = frozenset(
     {
         "steps",

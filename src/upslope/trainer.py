@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -43,6 +43,7 @@ class Trainer:
     """
 
     parts: Any
+    reads: ClassVar[frozenset[str] | None] = None  # settings that are in config.yaml; None: all
     _states: State
     _cursor: State
 
@@ -309,7 +310,14 @@ class Trainer:
             self.folder.log_samples(found)
 
     def _open_folder(self, out: str | Path, resume: bool) -> RunFolder:
-        return RunFolder.open(out, self.config.to_dict(), resume=resume, free=FREE_ON_RESUME, sinks=self.config.sinks)
+        return RunFolder.open(
+            out,
+            self.config.to_dict(self.reads),
+            resume=resume,
+            free=FREE_ON_RESUME,
+            sinks=self.config.sinks,
+            defaults=Config().to_dict(),
+        )
 
     def _save(self) -> None:
         if self.folder is None:

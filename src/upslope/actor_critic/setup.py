@@ -16,7 +16,7 @@ from upslope.actor_critic.recipe import ActorCritic
 from upslope.actor_critic.replay import AHEAD, Layout, Replay
 from upslope.actor_critic.unfinished import Unfinished
 from upslope.collect import key_number, seeded
-from upslope.config import Config
+from upslope.config import IN_ENVIRONMENTS, Config, refuse_unread
 from upslope.errors import UsageError
 from upslope.policies.control import ControlPolicy
 from upslope.tasks.environments import Environments
@@ -24,12 +24,7 @@ from upslope.tasks.noise import noisy
 from upslope.tasks.opening import open_environments
 from upslope.tasks.spaces import ActionSpec, Leaf, ObservationSpec
 
-READ = frozenset(
-    {
-        "method", "settings", "task", "task_settings", "data", "steps", "seed", "eval", "checkpoint_every", "keep_checkpoints",
-        "threads", "self_checks", "sinks", "device", "max_skipped",
-    }
-)  # fmt: skip
+READ = IN_ENVIRONMENTS | {"data"}
 """Settings of a run that this loop reads; any other is refused where it is set."""
 
 
@@ -82,29 +77,9 @@ class Setting:
         """Nothing is open here."""
 
 
-def refuse_unread(config: Config) -> None:
-    """Raises UsageError naming a setting that this loop does not read and that is not at its default."""
-    default = Config().to_dict()
-    for name, value in config.to_dict().items():
-        if name in READ or value == default[name]:
-            continue
-        inner = (
-            {f"{name}.{key}": one for key, one in value.items() if one != default[name][key]}
-            if isinstance(value, dict)
-            else {}
-        )
-        listed = ", ".join(f"{key}={one!r}" for key, one in (inner or {name: value}).items())
-        hint = " Its learning rates are update.actor_lr and update.critic_lr." if name == "optimizer" else ""
-        raise UsageError(
-            f"'{config.method}' learns from stored transitions and does not read {listed}. Leave it out.{hint}"
-        )
-    if config.device not in ("auto", "cpu"):
-        raise UsageError(f"'{config.method}' runs on the CPU; device is {config.device!r}. Set device=cpu.")
-
-
 def open_run(config: Config, recipe: ActorCritic, task: Any) -> Opened:
     """Opens what the config names. Raises UsageError naming the setting to change."""
-    refuse_unread(config)
+    refuse_unread(config, READ, "learns from stored transitions")
     torch.set_num_threads(config.threads or 1)  # networks this small are slower with more
     _seed(config.seed)
     rollout: Any = recipe.rollout

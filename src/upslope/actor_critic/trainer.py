@@ -12,7 +12,7 @@ from torch import Tensor
 
 from upslope.actor_critic.relabel import relabel_log
 from upslope.actor_critic.selfcheck import run_checks
-from upslope.actor_critic.setup import Opened, open_run
+from upslope.actor_critic.setup import READ, Opened, open_run
 from upslope.collect import seeded
 from upslope.control.evaluation import play_episodes, return_metrics
 from upslope.errors import UsageError
@@ -41,6 +41,7 @@ class ActorCriticTrainer(Trainer):
     """
 
     parts: Opened
+    reads = READ
 
     def _open(self, method: Any, task: Any, model: Any, weights: Path | None) -> None:
         recipe = make(self.config.method, **self.config.settings) if isinstance(method, str) else method

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from upslope.config import IN_ENVIRONMENTS, refuse_unread
 from upslope.control.on_policy import OnPolicyAgent
 from upslope.errors import UsageError
 from upslope.outcomes import Event
@@ -26,6 +27,7 @@ class OnPolicyTrainer(Trainer):
     """
 
     parts: OnPolicyAgent
+    reads = IN_ENVIRONMENTS
 
     def _open(self, method: Any, task: Any, model: Any, weights: Path | None) -> None:
         recipe = make(self.config.method, **self.config.settings) if isinstance(method, str) else method
@@ -34,6 +36,7 @@ class OnPolicyTrainer(Trainer):
                 f"'{recipe.name}' builds its own network (policy.hidden) and takes no model. Leave it out."
             )
         self.parts = OnPolicyAgent(self.config, recipe, None if isinstance(task, str) else task)
+        refuse_unread(self.config, IN_ENVIRONMENTS, "plays in an environment")
         if weights is not None:
             self.parts.load_policy(weights)
 

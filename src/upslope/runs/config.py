@@ -39,9 +39,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted names of the settings that differ, each with (old, new); an absent one counts as None."""
-    before, after = flatten(plain(old)), flatten(plain(new))
+def changed_settings(
+    old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the settings that differ, each with (old, new); an absent one counts as its default, else as None."""
+    usual = flatten(plain(defaults or {}))
+    given = [flatten(plain(one)) for one in (old, new)]
+    before, after = (
+        {**{name: usual[name] for name in usual if name in given[0] or name in given[1]}, **one} for one in given
+    )
     names = [*after, *(name for name in before if name not in after)]
     return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
 

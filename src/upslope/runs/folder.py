@@ -84,6 +84,7 @@ class RunFolder:
         overwrite: bool = False,
         free: Collection[str] = FREE_SETTINGS,
         sinks: Sequence[str] = ("tensorboard",),
+        defaults: Mapping[str, Any] | None = None,
     ) -> Self:
         """Create the folder and lock it, or go on with the run in it.
 
@@ -92,6 +93,7 @@ class RunFolder:
         overwrite   delete the run that is there (Upslope's own files only) and start anew
         free        dotted settings (with all under them) that a resumed run may change
         sinks       of "tensorboard", "wandb", "trackio"
+        defaults    what a setting is where config.yaml or `config` leaves it out
 
         Raises UsageError if another process has the folder; if there is a run and neither `resume` nor `overwrite`; if
         a resumed run changes a setting that is not free; if the folder cannot be written; if a sink's package is missing.
@@ -106,7 +108,7 @@ class RunFolder:
             if overwrite:
                 _remove_run(path)
             _clean(path)
-            resumed = _resume(path, config, free) if resume else _start(path, config)
+            resumed = _resume(path, config, free, defaults) if resume else _start(path, config)
             return cls(path, config, lock, sinks, resumed)
         except BaseException:
             lock.release()
@@ -266,14 +268,14 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _resume(path: Path, config: Mapping[str, Any], free: Collection[str]) -> bool:
+def _resume(path: Path, config: Mapping[str, Any], free: Collection[str], defaults: Mapping[str, Any] | None) -> bool:
     if not (path / "config.yaml").exists():
         if found := _found(path):
             names = ", ".join(found)
             raise UsageError(f"{path} has {names} but no config.yaml: it cannot be resumed. Choose another --out.")
         logger.warning("there is no run to resume in %s: a new one starts.", path)
         return _start(path, config)
-    changes = changed_settings(read_config(path / "config.yaml"), config)
+    changes = changed_settings(read_config(path / "config.yaml"), config, defaults)
     if fixed := [name for name in changes if not is_free(name, free)]:
         listed = "; ".join(f"{name} was {changes[name][0]!r}, now {changes[name][1]!r}" for name in fixed)
         raise UsageError(
