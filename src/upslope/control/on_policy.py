@@ -55,7 +55,7 @@ class OnPolicyAgent:
             self.policy: ControlPolicy = network.build(self.environments.observations, self.environments.actions)
             self.critic: Critic | None = network.critic(self.policy) if recipe.critic is not None else None
             self.updater = StepUpdater(recipe, self.policy, self.critic, config.steps)
-            self.player = Player(self.environments, self.policy, self.critic, self.rollout)
+            self.player: Player = self.rollout.player(self.environments, self.policy, self.critic)
         except BaseException:
             self.environments.close()
             raise
@@ -108,11 +108,11 @@ class OnPolicyAgent:
         rate = self.updater.learner.rate()
         result, self.states = self.updater.update(found.played, batch, self.states, key)
         if self.policy.moments is not None:
-            self.policy.observe(found.played.observation[batch.mask])
+            self.policy.observe(found.played.observation[found.new][batch.mask[found.new]])
         ended = time.perf_counter()
         metrics = {
             **self.player.metrics(),
-            "reward": float(found.batch.masked_mean(found.batch.token_reward)),
+            "reward": float(found.batch.token_reward[found.new][batch.mask[found.new]].mean()),
             "lr": rate,
             **result.metrics,
             "time/rollout": played - started,

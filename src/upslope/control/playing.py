@@ -1,8 +1,8 @@
 """One step's experience from environments, as a Batch: rows are copies (or whole episodes), positions are steps."""
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,34 @@ class Played:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """What was played in N copies between two updates, S steps of each: nothing here depends on a network.
+
+    token_reward, terminated, ended, mask   [N, S]
+    last       what the last step led to                                          [N, D] float32
+    cut_at     (copy, step) of what a time limit cut off                          [C, 2] int64
+    cut_seen   what had been reached there                                        [C, D] float32
+    """
+
+    played: Played
+    token_reward: Tensor
+    terminated: Tensor
+    ended: Tensor
+    mask: Tensor
+    last: Tensor
+    cut_at: Tensor
+    cut_seen: Tensor
+
+
+@dataclass(frozen=True)
 class Experience:
-    """A step's rows, with the numbers of what was played: steps, episodes that ended."""
+    """A step's rows, with the numbers of what was played: steps, episodes that ended. `new`: the rows that are of this step."""
 
     played: Played
     batch: Batch
     steps: int
     episodes: list[Episode]
+    new: slice = field(default_factory=lambda: slice(None))
 
 
 class Player:
@@ -58,6 +79,13 @@ class Player:
         return found
 
     def _steps(self, generator: torch.Generator) -> Experience:
+        stretch, episodes = self._stretch(self.policy.sampler(generator, self.rollout.steps))  # type: ignore[union-attr]
+        return self._experience(stretch.played, self._columns(stretch), int(stretch.mask.sum()), episodes)
+
+    def _before_step(self, t: int, seen: np.ndarray, actions: list[Any], mask: np.ndarray) -> None:
+        """Called before step t of a stretch, of which `seen` [S, N, D], `actions` and `mask` [S, N] are known up to there."""
+
+    def _stretch(self, draw: Callable[[np.ndarray], np.ndarray]) -> tuple[Stretch, list[Episode]]:
         environments, width = self.environments, self.rollout.steps  # type: ignore[union-attr]
         count, size = environments.count, environments.observations.size
         seen = np.empty((width, count, size), dtype=np.float32)
@@ -66,8 +94,8 @@ class Player:
         mask = np.ones((width, count), dtype=bool)
         actions, cut, episodes = list[Any](), list[Any](), list[Episode]()
         observation = environments.observation if environments.running else environments.reset()
-        draw = self.policy.sampler(generator, width)
         for t in range(width):
+            self._before_step(t, seen, actions, mask)
             seen[t] = observation
             action = draw(observation)
             step = environments.step(action)
@@ -79,16 +107,18 @@ class Player:
                 episodes += step.episodes
                 cut += [(row, t, step.next_observation[row]) for row in step.truncated.nonzero()[0]]
             observation = step.observation
-        last = step.next_observation
         terminated, truncated = torch.from_numpy(fate).transpose(1, 2)
-        played = Played(_rows(torch.from_numpy(seen)), _rows(torch.from_numpy(np.stack(actions))))
-        columns = {
-            "token_reward": _rows(torch.from_numpy(reward)),
-            "ended": terminated | truncated,
-            "mask": _rows(torch.from_numpy(mask)),
-            **self._values(played.observation, terminated, last, cut),
-        }
-        return self._experience(played, columns, int(mask.sum()), episodes)
+        stretch = Stretch(
+            played=Played(_rows(torch.from_numpy(seen)), _rows(torch.from_numpy(np.stack(actions)))),
+            token_reward=_rows(torch.from_numpy(reward)),
+            terminated=terminated,
+            ended=terminated | truncated,
+            mask=_rows(torch.from_numpy(mask)),
+            last=torch.from_numpy(step.next_observation),
+            cut_at=torch.tensor([(int(row), t) for row, t, _ in cut], dtype=torch.int64).view(-1, 2),
+            cut_seen=torch.from_numpy(np.array([reached for *_, reached in cut], dtype=np.float32).reshape(-1, size)),
+        )
+        return stretch, episodes
 
     def _episodes(self, generator: torch.Generator) -> Experience:
         """Whole episodes, as many of each copy: the first to end would be the short ones."""
@@ -133,18 +163,18 @@ class Player:
         return self._experience(Played(observations, actions), columns, int(length.sum()), episodes)
 
     @torch.no_grad()
-    def _values(self, seen: Tensor, terminated: Tensor, last: np.ndarray, cut: list[Any]) -> dict[str, Tensor]:
-        """old_value and next_value [N, S]: V of the next step, and where a time limit cut, or the rollout ends, of what was
-        reached there; 0 where an episode terminated.
+    def _columns(self, stretch: Stretch) -> dict[str, Tensor]:
+        """What the batch has of a stretch, with the critic as it is: old_value, and next_value [N, S], which is V of the next
+        step, and where a time limit cut, or the rollout ends, of what was reached there; 0 where an episode terminated.
         """
+        columns = {"token_reward": stretch.token_reward, "ended": stretch.ended, "mask": stretch.mask}
         if self.critic is None:
-            return {}
-        value = self.critic(seen)
-        following = torch.cat([value[:, 1:], self.critic(torch.from_numpy(last)).unsqueeze(1)], 1)
-        if cut:
-            rows, steps = (torch.tensor([int(place[i]) for place in cut]) for i in (0, 1))
-            following[rows, steps] = self.critic(torch.from_numpy(np.stack([place[2] for place in cut])))
-        return {"old_value": value, "next_value": torch.where(terminated, 0.0, following)}
+            return columns
+        value = self.critic(stretch.played.observation)
+        following = torch.cat([value[:, 1:], self.critic(stretch.last).unsqueeze(1)], 1)
+        if len(stretch.cut_at):
+            following[stretch.cut_at[:, 0], stretch.cut_at[:, 1]] = self.critic(stretch.cut_seen)
+        return {**columns, "old_value": value, "next_value": torch.where(stretch.terminated, 0.0, following)}
 
     @torch.no_grad()
     def _experience(

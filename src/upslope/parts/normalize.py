@@ -38,7 +38,8 @@ class ScaledReward(Part):
 
         G_t = gamma G_{t-1} + r_t, anew in every episode;   r <- clip(r / sqrt(var(G) + eps))
 
-    var is over all G so far, those of this step included. Not centred: that would change what is optimal.
+    var is over all G so far, those of this step included. Not centred: that would change what is optimal. Where there is a
+    column `fresh`, rows that are not were counted when they were: they are divided by the std of now, as all are.
     Source: Engstrom et al. 2020 (arXiv:2005.12729), section 3; baselines' VecNormalize.
     """
 
@@ -57,7 +58,9 @@ class ScaledReward(Part):
         return {"moments": Moments(1).state_dict(), "running": []}
 
     def __call__(self, batch: Batch, state: State) -> tuple[Tensor, State]:
-        reward, ended = batch.token_reward.double(), batch.ended
+        every, last = batch.token_reward.double(), batch.ended
+        fresh = batch.fresh if "fresh" in batch else torch.ones(len(every), dtype=torch.bool)
+        reward, ended = every[fresh], last[fresh]
         running = torch.tensor(state["running"] or [0.0] * len(reward), dtype=torch.float64)
         anew = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], 1)  # the step before was an episode's last
         kept = torch.full_like(reward, self.gamma).masked_fill(anew, 0.0)
@@ -66,8 +69,8 @@ class ScaledReward(Part):
         found = discounted_sum(first.flip(1), kept.flip(1)).flip(1)
         moments = Moments(1)
         moments.load_state_dict(state["moments"])
-        moments.update(found[batch.mask].unsqueeze(1))
+        moments.update(found[batch.mask[fresh]].unsqueeze(1))
         following: dict[str, Any] = {"moments": moments.state_dict()}
         following["running"] = torch.where(ended[:, -1], 0.0, found[:, -1]).tolist()
-        scaled = (reward / (moments.variance + self.eps).sqrt()).clamp(-self.clip, self.clip)
+        scaled = (every / (moments.variance + self.eps).sqrt()).clamp(-self.clip, self.clip)
         return scaled.to(batch.token_reward.dtype), following

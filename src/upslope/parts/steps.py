@@ -20,6 +20,12 @@ class Playing(Part):
 
         return OnPolicyTrainer
 
+    def player(self, environments: Any, policy: Any, critic: Any) -> Any:
+        """Who plays for it: a `Player`, or one of its subclasses that chooses actions otherwise or keeps what was played."""
+        from upslope.control.playing import Player
+
+        return Player(environments, policy, critic, self)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Steps(Playing):

@@ -23,7 +23,8 @@ def numpy_sampler(
 ) -> Callable[[np.ndarray], np.ndarray] | None:
     """What `ControlPolicy.sampler` returns, from the same noise; None where there is more than layers and one distribution.
 
-    The weights are those of now. Log-probs are not made here: the policy scores what was drawn.
+    Weights are read at every call, so it follows a policy whose parameters are changed in place; moments are those of now.
+    Log-probs are not made here: the policy scores what was drawn.
     """
     settings, kind = policy.settings, policy.actions.kind
     plain = settings.activation in IN_PLACE and not settings.layer_norm and settings.components == 1
@@ -33,7 +34,7 @@ def numpy_sampler(
     layers = [(layer.weight.detach().numpy().T, layer.bias.detach().numpy()) for layer in body]
     head, bias = policy.head.weight.detach().numpy().T, policy.head.bias.detach().numpy()
     activate = IN_PLACE[settings.activation]
-    std = None if policy.log_std is None else policy.log_std.detach().exp().numpy()
+    log_std = None if policy.log_std is None else policy.log_std.detach().numpy()
     squashed = settings.distribution == "squashed"
     clip, moments = settings.normalize_clip, policy.scaling()
     noise: np.ndarray | None = None
@@ -52,13 +53,13 @@ def numpy_sampler(
         out += bias
         if noise is None:
             like = torch.from_numpy(out)
-            one = Categorical(like) if std is None else Gaussian(like, like)
+            one = Categorical(like) if log_std is None else Gaussian(like, like)
             noise = one.noise(generator, (steps,)).numpy()
         taken += 1
-        if std is None:
+        if log_std is None:
             found: np.ndarray = (out + noise[taken - 1]).argmax(-1)
             return found
-        out += std * noise[taken - 1]
+        out += np.exp(log_std) * noise[taken - 1]
         return np.tanh(out, out=out) if squashed else out
 
     return draw
