@@ -26,11 +26,15 @@ class MaximizeQ(Part):
 
     def __call__(self, m: Minibatch) -> Tensor:
         action, logp = m.sample()
-        q = m.q(m.observation, action, members=(0,) if self.critics == "first" else None)
-        m.policy_q = q[0] if self.critics == "first" else q.mean(0) if self.critics == "mean" else lowest(q)
+        m.policy_q = self.value(m, m.observation, action)
         if m.alpha == 0.0:
             return -m.policy_q.mean()
         return torch.sub(logp * m.alpha, m.policy_q).mean()
+
+    def value(self, m: Minibatch, observation: Tensor, action: Tensor) -> Tensor:
+        """Q(s, a) [B] as the critics say together."""
+        q = m.q(observation, action, members=(0,) if self.critics == "first" else None)
+        return q[0] if self.critics == "first" else q.mean(0) if self.critics == "mean" else lowest(q)
 
     def describe(self) -> str:
         which = {"lowest": "min_j Q_j", "mean": "mean_j Q_j", "first": "Q_1"}[self.critics]

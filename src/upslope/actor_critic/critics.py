@@ -94,11 +94,15 @@ class SoftTarget(Part):
     entropy: bool = True
 
     def __call__(self, m: Minibatch) -> Tensor:
-        action, logp = m.next_sample()
+        action, logp = self.next_action(m)
         value = m.target_value(m.next_observation, action)
         if self.entropy:
             value = torch.sub(value, logp, alpha=m.alpha)
         return bootstrap(m.reward, m.terminated, value, self.discount)
+
+    def next_action(self, m: Minibatch) -> tuple[Tensor, Tensor]:
+        """a' [B, A] and the log-prob [B] that is its entropy's."""
+        return m.next_sample()
 
     def describe(self) -> str:
         entropy = " - alpha log pi(a'|s')" if self.entropy else ""

@@ -130,6 +130,10 @@ class Minibatch:
             self._policy = self.networks.policy.sample(self.observation, self.generator)
         return self._policy
 
+    def settle(self, action: Tensor, logp: Tensor) -> None:
+        """Makes an action of the policy's, chosen otherwise than by `sample`, the one that `sample` gives from now on."""
+        self._policy = action, logp
+
     def logged_q(self) -> Tensor:
         """Q_j(s, a) of the stored actions [E, B], with gradient; the same in every call."""
         if self._logged is None:

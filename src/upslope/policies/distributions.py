@@ -264,6 +264,28 @@ class Mixture:
             "the entropy of a mixture has no closed form. Set the entropy's coefficient to 0, or estimate it by -log_prob of draws."
         )
 
+    @classmethod
+    def of(cls, distribution: Any) -> "Mixture":
+        """A mixture as it is; a Gaussian, squashed or not, as a mixture of one."""
+        if isinstance(distribution, cls):
+            return distribution
+        mean = distribution.mean.unsqueeze(-2)
+        return cls(mean.new_zeros(mean.shape[:-1]), type(distribution)(mean, distribution.log_std.unsqueeze(-2)))
+
+    def draw_each(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """An action of every component [..., K, A] with its log-prob under that component alone [..., K], both with gradient."""
+        return self.components.draw_with_log_prob(self.components.noise(generator))
+
+    def draw_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The action [..., A] and its log-prob under the whole mixture [...]."""
+        gumbel, normal = noise.tensor_split([self.logits.shape[-1]], -1)
+        chosen = Categorical(self.logits).draw(gumbel)
+        squashed = isinstance(self.components, SquashedGaussian)
+        base = self.components.base if isinstance(self.components, SquashedGaussian) else self.components
+        u = self._of(chosen, base.draw(normal.unsqueeze(-2)))
+        density = Mixture(self.logits, base).log_prob(u)
+        return (u.tanh(), density - log_slope(u).sum(-1)) if squashed else (u, density)
+
     def mode(self) -> Tensor:
         """The mode of the likeliest component, [..., A]."""
         return self._of(self.logits.argmax(-1), self.components.mode())
