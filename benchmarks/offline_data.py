@@ -38,11 +38,18 @@ SOURCES = {
     ),
     "pointmaze": Source(
         "upslope/PointMaze-v0",
-        30,
-        30,
+        40,
+        40,
         20_000,
-        # rewards are small: a temperature of 1 would be most of what is learned from
-        (*SMALL, "rollout.steps=500", "rollout.warmup=4000", "temperature.initial=0.05"),
+        # rewards are small: a temperature of 1 would be most of what is learned from; slowly, so that a replay is of many policies
+        (
+            *SMALL,
+            "rollout.steps=500",
+            "rollout.warmup=8000",
+            "temperature.initial=0.05",
+            "actor_lr=1e-4",
+            "critic_lr=1e-4",
+        ),
     ),
     "hopper": Source("Hopper-v5", 200, 40, 50_000, WIDER),
     "cheetah": Source("HalfCheetah-v5", 150, 30, 50_000, WIDER),
