@@ -133,19 +133,24 @@ def run(names: Sequence[str], runs: Path, logs: Path, seeds: int | None, paralle
     """Trains what is not trained yet, one seed of every arm after the other, slow methods last; whether all went well."""
     well = True
     chosen = {name: ARMS[name] for name in names}
+    data_of = {name: log_of(arm, logs) for name, arm in chosen.items()}
+    for name in (name for name, data in data_of.items() if data is None):
+        print(f"{name}: there is no log; make it: make offline-data ONLY={chosen[name].source}", flush=True)
     count = max(seeds or arm.seeds for arm in chosen.values())
     for slow, seed, (name, arm) in itertools.product((False, True), range(count), chosen.items()):
         jobs = [job for job in jobs_of(name, arm, runs, range(seed, seed + 1)) if (job.method in SLOW) == slow]
         if seed >= (seeds or arm.seeds) or all(finished(job.folder, arm.steps) for job in jobs):
             continue
-        data = log_of(arm, logs)
+        data = data_of[name]
         if data is None:
-            print(f"{name}: there is no log; make it: python benchmarks/offline_data.py {arm.source}", flush=True)
             continue
         print(f"== {name}, seed {seed}", flush=True)
         options = ("--data", str(data), "--steps", str(arm.steps))
         say = functools.partial(print, flush=True)
-        well &= not run_jobs(jobs, options, steps=arm.steps, parallel=parallel, threads=1, say=say)
+        failed = run_jobs(jobs, options, steps=arm.steps, parallel=parallel, threads=1, say=say)
+        well &= not failed
+        if any(job not in failed and not finished(job.folder, arm.steps) for job in jobs):  # a signal asked for a stop
+            return False
     return well
 
 
