@@ -12,11 +12,12 @@ import torch
 from upslope.collect import key_number, seeded
 from upslope.config import Config, OptimizerConfig
 from upslope.control.evaluation import play_episodes, return_metrics
-from upslope.control.learning import MODEL_COLUMNS, StepUpdater
+from upslope.control.learning import MODEL_COLUMNS
 from upslope.control.playing import Player
 from upslope.errors import UsageError
 from upslope.parts.network import MLP
-from upslope.parts.steps import Optimizer, StepUpdate
+from upslope.parts.optimizing import Optimizing
+from upslope.parts.steps import StepUpdate
 from upslope.policies.control import ControlPolicy, Critic
 from upslope.recipe import Recipe
 from upslope.tasks.environments import EnvironmentFailure, Environments
@@ -53,8 +54,9 @@ class OnPolicyAgent:
         self.evaluation: Environments | None = None
         try:
             self.policy: ControlPolicy = network.build(self.environments.observations, self.environments.actions)
-            self.critic: Critic | None = network.critic(self.policy) if recipe.critic is not None else None
-            self.updater = StepUpdater(recipe, self.policy, self.critic, config.steps)
+            self.critic = critic_of(recipe, self.policy, self.environments)
+            optimizer: Any = recipe.optimizer
+            self.updater = optimizer.updater()(recipe, self.policy, self.critic, config.steps)
             self.player: Player = self.rollout.player(self.environments, self.policy, self.critic)
         except BaseException:
             self.environments.close()
@@ -95,7 +97,7 @@ class OnPolicyAgent:
         config, key = self.config, (self.config.seed, step)
         started = time.perf_counter()
         try:
-            found = self.player.play(seeded(*key, "actions"))
+            found = self.updater.play(self.player, key)
         except EnvironmentFailure:
             self.environments.skip()  # a checkpoint of now goes on with other episodes, not into the same failure
             raise
@@ -113,7 +115,7 @@ class OnPolicyAgent:
         metrics = {
             **self.player.metrics(),
             "reward": float(found.batch.token_reward[found.new][batch.mask[found.new]].mean()),
-            "lr": rate,
+            **({} if rate is None else {"lr": rate}),
             **result.metrics,
             "time/rollout": played - started,
             "time/update": ended - played,
@@ -216,12 +218,22 @@ class OnPolicyAgent:
             self.evaluation = None
 
 
+def critic_of(recipe: Recipe, policy: ControlPolicy, environments: Environments) -> Critic | None:
+    """The critic of a run: what the recipe's critic part makes by `network(policy, environments)`, or else its policy part's."""
+    if recipe.critic is None:
+        return None
+    own, network = getattr(recipe.critic, "network", None), recipe.policy
+    assert isinstance(network, MLP)
+    found: Critic = network.critic(policy) if own is None else own(policy, environments)
+    return found
+
+
 def check_recipe(recipe: Recipe, config: Config) -> None:
     """Raises UsageError where a part is missing or of another kind, or a column is read that nothing here makes."""
     for stage, kind, example in (
         ("policy", MLP, "MLP()"),
         ("update", StepUpdate, "StepUpdate()"),
-        ("optimizer", Optimizer, "Optimizer()"),
+        ("optimizer", Optimizing, "Optimizer()"),
     ):
         if not isinstance(getattr(recipe, stage), kind):
             raise UsageError(f"'{recipe.name}' plays in an environment, so its {stage} must be {example}.")

@@ -1,9 +1,10 @@
 """Settings of learning from an environment: how much is played between updates, how it is used, and the optimizer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from upslope.errors import UsageError
+from upslope.parts.optimizing import Optimizing
 from upslope.parts.sampling import Update
 from upslope.recipe import Part
 
@@ -72,20 +73,31 @@ class StepUpdate(Update):
     value_coefficient  of the critic's loss beside the policy's, in one optimizer step with one gradient norm; None: the critic
                        has an optimizer and a norm of its own, at `critic_lr`
     target_kl          ends the epochs after the first whose mean estimated KL(old || new) is above it; None: never
+    critic_epochs      passes of a critic with an optimizer of its own, once the policy's are done, each in `critic_minibatches`
+                       steps; None: one step of its with each of the policy's
     """
 
     transitions: bool = True
     value_coefficient: float | None = 0.5
     target_kl: float | None = None
+    critic_epochs: int | None = None
+    critic_minibatches: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.critic_epochs is not None:
+            _at_least_one(self, "critic_epochs")
+            if self.value_coefficient is not None:
+                raise UsageError(
+                    "StepUpdate.critic_epochs is of a critic with an optimizer of its own. Set value_coefficient to null."
+                )
+        _at_least_one(self, "critic_minibatches")
         if self.target_kl is not None and not self.target_kl > 0:
             raise UsageError(f"StepUpdate.target_kl is {self.target_kl:g}; it must be above 0, or None.")
 
 
 @dataclass(frozen=True)
-class Optimizer(Part):
+class Optimizer(Optimizing):
     """Adam, or RMSprop or SGD. `lr` falls to 0 at the last step of the run with schedule "linear"; `eps` as in the formula.
 
     Gradients are clipped to norm `grad_clip`. `critic_lr` None: the same, where the critic has an optimizer of its own.
@@ -109,6 +121,9 @@ class Optimizer(Part):
                 )
         if not self.grad_clip > 0:
             raise UsageError(f"Optimizer.grad_clip is {self.grad_clip}; it must be above 0, .inf for no clipping.")
+
+    def for_critic(self) -> "Optimizer":
+        return self if self.critic_lr is None else replace(self, lr=self.critic_lr)
 
 
 def check_noise(std: float) -> None:
