@@ -6,6 +6,7 @@ of the expert. Two environments at a time; called again, it goes on where it was
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -13,7 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SMALL = ("policy.hidden=[64,64]", "critic.hidden=[64,64]", "batch_size=128")
-WIDER = ("policy.hidden=[128,128]", "critic.hidden=[128,128]", "batch_size=128", "actor_lr=1e-3", "critic_lr=1e-3")
+WIDER = (
+    "policy.hidden=[128,128]",
+    "critic.hidden=[128,128]",
+    "batch_size=128",
+    "update.actor_lr=1e-3",
+    "update.critic_lr=1e-3",
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,10 @@ def main() -> int:
     if unknown := [name for name in arguments.names if name not in SOURCES]:
         parser.error(f"no environment {', '.join(unknown)}; there are {', '.join(SOURCES)}")
     # the longest first, so that none is left alone at the end
-    return 1 if make(arguments.names or [*reversed(SOURCES)], arguments.out, arguments.parallel) else 0
+    failed = make(arguments.names or [*reversed(SOURCES)], arguments.out, arguments.parallel)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{(used.ru_utime + used.ru_stime) / 60:.1f} minutes of CPU time")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

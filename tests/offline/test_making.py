@@ -11,7 +11,7 @@ import pytest
 from upslope import Trainer, UsageError
 from upslope.__main__ import main
 from upslope.actor_critic.log import open_log
-from upslope.offline.making import Request, already_made, make_log, record, split
+from upslope.offline.making import Request, already_made, make_log, nearest, record, split
 from upslope.tasks.opening import open_environments
 
 LINE = """
@@ -108,6 +108,13 @@ def test_split_keeps_terminations():
     assert [one.observations[:, 0].tolist() for one in found] == [[0, 1, 2], [2, 3, 4, 5]]
     assert [one.terminations[-1] for one in found] == [True, False]
     assert [one.truncations[-1] for one in found] == [False, True]
+
+
+def test_medium_is_no_checkpoint_from_before_it_was_reached():
+    untrained_then_a_leap = {1: 15.0, 2: 15.0, 3: 55.0, 4: 50.0, 5: 90.0}
+    assert nearest(untrained_then_a_leap, 100 / 3) == 4
+    assert nearest({1: 30.0, 2: 51.0, 3: 29.0, 4: 100.0}, 100 / 3) == 3
+    assert nearest({1: -5.0, 2: 20.0, 3: 10.0}, 100 / 3) == 2
 
 
 def test_all_qualities_come_of_one_training_run(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,8 @@
 
     random          uniform actions
     expert          the checkpoint of the best held-out return, whose actions are drawn
-    medium          the same of the checkpoint whose normalized score is nearest to a third (or `medium_score`)
+    medium          the same of the checkpoint whose normalized score is nearest to a third (or `medium_score`), of those from the
+                    first that reaches it on: one before may have learned nothing
     medium-replay   everything that the run had stored by that checkpoint, in its order
     medium-expert   half of either
 
@@ -26,6 +27,7 @@ from upslope.collect import key_number, seeded
 from upslope.config import Config, config_from, read_config
 from upslope.control.evaluation import play_episodes
 from upslope.errors import UsageError
+from upslope.offline.densities import policy_logp, to_log, uniform_logp
 from upslope.offline.found import normalized_score
 from upslope.offline.minari import METADATA
 from upslope.offline.writing import LoggedEpisode, write_minari
@@ -40,6 +42,7 @@ Quality = Literal["random", "medium", "medium-replay", "medium-expert", "expert"
 QUALITIES: tuple[str, ...] = get_args(Quality)
 COPIES, EACH, REFERENCE_EPISODES = 10, 1000, 100  # EACH: transitions per copy at least, or whole episodes overshoot
 Act = Callable[[np.ndarray], np.ndarray]
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -153,12 +156,21 @@ def choose(run: Path, request: Request) -> Tiers:
             f"the best checkpoint of {run} earns {high:.4g}, no more than uniform actions ({low:.4g}): train longer (--steps)."
         )
     scores = {step: normalized_score(value, (low, high)) for step, value in found.items() if step <= best}
-    medium = min(scores, key=lambda step: abs(scores[step] - request.medium_score))
+    medium = nearest(scores, request.medium_score)
     return Tiers(low, high, best, medium, scores[medium])
 
 
-def record(environments: Environments, act: Act, transitions: int) -> list[LoggedEpisode]:
-    """Whole episodes of at least so many transitions: each copy plays its share of them, and its last episode to the end."""
+def nearest(scores: dict[int, float], wanted: float) -> int:
+    """The step whose score is nearest to `wanted`, from the first on that reaches it; of all, where none does."""
+    first = min((step for step, score in scores.items() if score >= wanted), default=0)
+    return min((step for step in scores if step >= first), key=lambda step: abs(scores[step] - wanted))
+
+
+def record(environments: Environments, act: Act, transitions: int, score: Score | None = None) -> list[LoggedEpisode]:
+    """Whole episodes of at least so many transitions: each copy plays its share of them, and its last episode to the end.
+
+    `score` gives the log-probs of what `act` did; None: they are not logged.
+    """
     share = np.full(environments.count, transitions // environments.count)
     share[: transitions % environments.count] += 1
     steps: list[tuple[np.ndarray, ...]] = []
@@ -169,9 +181,9 @@ def record(environments: Environments, act: Act, transitions: int) -> list[Logge
         step = environments.step(action)
         valid = active if step.valid is None else active & step.valid
         taken = environments.actions.to_environment(np.asarray(action), environments.convention)
-        steps.append(
-            (observation, step.next_observation, taken, step.reward, step.terminated, step.truncated, valid.copy())
-        )
+        logp = () if score is None else (score(observation, to_log(taken, environments.actions)),)
+        seen = (observation, step.next_observation, taken, step.reward, step.terminated, step.truncated)
+        steps.append((*seen, *logp, valid.copy()))
         played += valid
         active = active & ~((step.terminated | step.truncated) & (played >= share))
         observation = step.observation
@@ -190,6 +202,7 @@ def split(
     reward: np.ndarray,
     terminated: np.ndarray,
     truncated: np.ndarray,
+    logp: np.ndarray | None = None,
 ) -> list[LoggedEpisode]:
     """The episodes of transitions [n, ...] in their order; the last one is cut where it has no end."""
     ended, cut = terminated.astype(bool), truncated.astype(bool)
@@ -200,7 +213,8 @@ def split(
     for first, last in zip([0, *places[:-1].tolist()], places.tolist(), strict=True):
         rows = slice(first, last)
         states = np.concatenate([observation[rows], following[last - 1 : last]])
-        found.append(LoggedEpisode(states, action[rows], reward[rows], ended[rows], cut[rows]))
+        own = None if logp is None else logp[rows]
+        found.append(LoggedEpisode(states, action[rows], reward[rows], ended[rows], cut[rows], own))
     return found
 
 
@@ -227,7 +241,9 @@ def _episodes(run: Path, config: Config, request: Request, tiers: Tiers) -> tupl
     if request.quality == "random":
         with _opened(config, "log", request.seed, "clip", copies) as environments:
             uniform = _Uniform(environments.actions, request.seed + 1)
-            found = record(environments, lambda rows: uniform.act(rows)[0], request.transitions)
+            logp = uniform_logp(environments.actions)
+            score: Score = lambda rows, _: np.full(len(rows), logp)  # noqa: E731
+            found = record(environments, lambda rows: uniform.act(rows)[0], request.transitions, score)
             return found, environments.actions
     half = request.transitions // 2
     parts = {
@@ -240,8 +256,25 @@ def _episodes(run: Path, config: Config, request: Request, tiers: Tiers) -> tupl
         policy = ControlPolicy.load(load_checkpoint(run, step).path)
         generator = seeded(request.seed, "log", step)
         with _opened(config, f"log/{step}", request.seed, policy.convention, copies) as environments:
-            found += record(environments, _drawn(policy, generator), count)
+            found += record(environments, _drawn(policy, generator), count, _score(policy))
     return found, policy.actions
+
+
+def _score(policy: ControlPolicy) -> Score | None:
+    """The log-probs of its actions; None where it has no density."""
+    nothing = np.zeros((0, policy.observations.size), np.float32)
+    action = (
+        np.zeros(0, np.int64) if policy.actions.kind == "discrete" else np.zeros((0, policy.actions.size), np.float32)
+    )
+    if policy_logp(policy, nothing, action) is None:
+        return None
+
+    def score(observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        found = policy_logp(policy, observation, action)
+        assert found is not None
+        return found
+
+    return score
 
 
 def _drawn(policy: ControlPolicy, generator: torch.Generator) -> Act:
