@@ -63,8 +63,6 @@ class _Period:
 
     def best(self, value: np.ndarray) -> np.ndarray:
         if self.first:  # order, then demand
-            found: np.ndarray = ((self.cost + self.reach @ value)[self.after] + self.fixed).min(1)
-            return found
+            return np.asarray(((self.cost + self.reach @ value)[self.after] + self.fixed).min(1))
         onward = self.reach @ value[self.after]  # the order is placed before demand is seen, and comes after it
-        found = self.cost + (onward + self.fixed).min(1)
-        return found
+        return np.asarray(self.cost + (onward + self.fixed).min(1))
