@@ -13,6 +13,7 @@ from torch import Tensor
 
 from upslope.actor_critic.replay import EXTRAS, STEP, Layout, pieces
 from upslope.errors import UsageError
+from upslope.offline.densities import EDGE
 from upslope.offline.found import Found, Origin
 from upslope.offline.reading import read_log
 from upslope.parts.gae import discounted_sum
@@ -26,8 +27,7 @@ NAMES = {
     "truncated": ("timeouts", "truncations", "truncated"),
     "next_observation": ("next_observations", "next_observation"),
 }
-EDGE = 1.0 - 1e-6
-"""Logged actions are cut to +- this: on the bound itself a squashed policy has no density."""
+LOGP = "behavior_logp"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Log(Origin):
     """n logged transitions in the order of their steps, as float32 arrays; actions in [-1, 1].
 
     observation, next_observation [n, O], action [n, A], reward, terminated, truncated [n]; the last two are True at the last step
-    of an episode, and so is the end of the arrays taken for.
+    of an episode, and so is the end of the arrays taken for. logp [n] float64: of the actions under what chose them;
+    None where the log does not say.
     """
 
     observation: np.ndarray
@@ -44,6 +45,7 @@ class Log(Origin):
     terminated: np.ndarray
     truncated: np.ndarray
     next_observation: np.ndarray
+    logp: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -78,7 +80,8 @@ class Log(Origin):
 
     def at(self, steps: np.ndarray) -> "Log":
         """The log of these steps [n] bool, which must be whole episodes."""
-        return replace(self, **{name: getattr(self, name)[steps] for name in STEP})
+        logp = None if self.logp is None else self.logp[steps]
+        return replace(self, logp=logp, **{name: getattr(self, name)[steps] for name in STEP})
 
     def kept(self, layout: Layout) -> np.ndarray:
         """Which steps `rows` gives, [n] bool: where the next action is read, those that have one, or need none."""
@@ -130,9 +133,11 @@ def checked(found: Found, actions: ActionSpec | None, path: str, *, strict: bool
         named = _scaled(named, box, path)
     else:
         named["action"] = named["action"].reshape(len(named["reward"]), -1)
-    log = _checked(named, path)
+    logp = _logp(found.arrays, path)
+    log, kept = _checked(named, path)
     return replace(
         log,
+        logp=None if logp is None else logp[kept],
         task=found.task,
         task_settings=found.task_settings,
         actions=own,
@@ -216,15 +221,27 @@ def _scaled(found: dict[str, np.ndarray], actions: ActionSpec | None, path: str)
     return {**found, "action": action.clip(-EDGE, EDGE).astype(np.float32)}
 
 
-def _checked(found: dict[str, np.ndarray], path: str) -> Log:
-    """The log, with what it lacks: truncated as none, and the next observation as the next row's."""
+def _logp(arrays: dict[str, np.ndarray], path: str) -> np.ndarray | None:
+    """The behavior's log-probs [n] of the log; a NaN is one that is not known."""
+    if LOGP not in arrays:
+        return None
+    found = np.asarray(arrays[LOGP])
+    if found.dtype.kind != "f" or found.size != len(arrays[next(name for name in NAMES["reward"] if name in arrays)]):
+        raise UsageError(
+            f"the log {path}: {LOGP} has shape {list(found.shape)} of {found.dtype}; one number per row is needed."
+        )
+    return found.reshape(-1).astype(np.float64)
+
+
+def _checked(found: dict[str, np.ndarray], path: str) -> tuple[Log, np.ndarray]:
+    """The log, with what it lacks: truncated as none, and the next observation as the next row's; which rows it has, [n] bool."""
     count = len(found["reward"])
     found["observation"] = found["observation"].reshape(count, -1)
     found["reward"], found["terminated"] = found["reward"].reshape(count), found["terminated"].reshape(count)
     found["truncated"] = found.get("truncated", np.zeros(count, np.float32)).reshape(count)
     if "next_observation" in found:
         found["next_observation"] = found["next_observation"].reshape(count, -1)
-        return Log(**found)  # type: ignore[arg-type]
+        return Log(**found), np.ones(count, dtype=bool)  # type: ignore[arg-type]
     found["next_observation"] = np.concatenate([found["observation"][1:], found["observation"][-1:]])
     whole = Log(**found)  # type: ignore[arg-type]
     keep = ~whole.last | (whole.terminated > 0)  # of the others nobody knows what they led to
@@ -234,4 +251,4 @@ def _checked(found: dict[str, np.ndarray], path: str) -> Log:
     kept = {name: array[keep] for name, array in {**found, "truncated": ended}.items()}
     if not len(kept["reward"]):
         raise UsageError(f"the log {path} has no step whose next observation is known. Add next_observations.")
-    return replace(whole, **kept)  # type: ignore[arg-type]
+    return replace(whole, **kept), keep  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from upslope.cli.returns import policy_folder, print_returns
+from upslope.cli.returns import Playing, evaluate_policy, policy_folder
 from upslope.cli.train import Flag, Repeated, resolve
 from upslope.errors import UsageError
 from upslope.rollout import Example, Sampling
@@ -33,26 +33,24 @@ def command(
     samples: int | None = None,
     prompts: int = 200,
     temperature: float = 1.0,
-    episodes: int = 20,
-    video: Path | None = None,
-    video_episodes: int = 3,
+    playing: Annotated[Playing, tyro.conf.arg(name="")] = Playing(),  # noqa: B008 - frozen
     seed: int = 0,
     as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False,
     set: Repeated = (),
 ) -> None:
     """pass@k on a task's held-out prompts, unbiased, with a bootstrap interval; of a policy for an environment its mean return.
-
     With --win-rate OTHER: both models answer, and a judge compares: the task's reward, a reward model or a language model.
 
     Examples:
       upslope eval runs/demo --task chain_sum -k 4
       upslope eval runs/cartpole --episodes 100 --video cartpole.mp4
+      upslope eval runs/sac-Pendulum-v1 --data data/pendulum-medium
       upslope eval ./new --win-rate ./old --data prompts.jsonl --judge http://localhost:8000/v1 --judge-model NAME
 
     Args:
         model: tiny, a Hugging Face folder (a checkpoint of a run is one), a run's folder (its newest checkpoint), or a hub id.
         task: a name that `upslope tasks` lists.
-        data: your own data, as for train.
+        data: your own data, as for train; of a policy for an environment a log that tells what it would earn (FQE, IPS, WIS, DR).
         reward: your own reward, as for train.
         k: completions of which one must pass.
         win_rate: the other model. Each answer of the one meets each answer of the other; with --judge, sample i meets sample i.
@@ -64,27 +62,21 @@ def command(
         samples: completions drawn per prompt; the larger of 4 and k where not given.
         prompts: held-out prompts, at most.
         temperature: of the sampling; 0 is greedy.
-        episodes: played by a policy in its environment, or in --task.
-        video: an .mp4 or .gif of such episodes.
-        video_episodes: how many of them are filmed.
         seed: of task and sampling.
         as_json: print one JSON object.
-        set: path=value, as for train; repeatable.
+        set: path=value, as for train; repeatable; with --data of a policy discount, fqe_steps, ratio_clip.
     """
     from upslope.cli.win_rate import Deciding, play
 
     if (folder := policy_folder(model)) is not None:
-        return print_returns(folder, model, task, episodes, seed, as_json, set, film=(video, video_episodes))
-    if video is not None:
-        raise UsageError(
-            f"eval: --video films a policy in an environment, and {model} is a language model. Leave it out."
-        )
+        return evaluate_policy(folder, model, task, data, playing, seed, as_json, set)
+    playing.refuse(model)
     who = Deciding(reward_model, judge, judge_model, judge_prompt)
     drawn = samples_of(k, samples, prompts, win_rate, {**who.options(), "--out": out})
     config = config_of(model, {"task": task, "data": data, "reward": reward, "seed": seed}, prompts, drawn, set)
-    if win_rate is None:
-        return pass_at_k(config, model, sorted({1, k}), temperature, as_json)
-    return play(config, (model, win_rate), who, temperature, out, as_json)
+    if win_rate is not None:
+        return play(config, (model, win_rate), who, temperature, out, as_json)
+    return pass_at_k(config, model, sorted({1, k}), temperature, as_json)
 
 
 def config_of(model: str, given: dict[str, Any], prompts: int, samples: int, overrides: tuple[str, ...]) -> "Config":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from upslope.cli.settings import numbers_of
 from upslope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def examine(
     """The facts of a log, by name; those that nothing is known of are left out. Raises UsageError naming what is wrong."""
     from upslope.actor_critic.log import open_log
 
-    settings = _settings(overrides)
+    settings = numbers_of(overrides, SETTINGS, "diagnose data")
     log = open_log(path, None, strict=False)
     returns, last = log.returns(), np.flatnonzero(log.last)
     lengths = np.diff(last, prepend=-1)
@@ -45,22 +46,6 @@ def examine(
 
 
 QUANTILES = {"least": 0.0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "most": 1.0}
-
-
-def _settings(overrides: tuple[str, ...]) -> dict[str, Any]:
-    from upslope.config import merge_overrides
-
-    merged = merge_overrides({}, overrides)
-    given = {**merged.pop("settings", {}), **merged}
-    if unknown := sorted(set(given) - set(SETTINGS)):
-        raise UsageError(f"diagnose data has no setting {', '.join(unknown)}. It has {', '.join(SETTINGS)}.")
-    for name, value in given.items():
-        whole = isinstance(SETTINGS[name], int)
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            raise UsageError(f"diagnose data: {name} is {value!r}; it must be a {'whole ' if whole else ''}number.")
-        if whole and value < 1:
-            raise UsageError(f"diagnose data: {name} is {value}; it must be at least 1.")
-    return {**SETTINGS, **given}
 
 
 def _quality(found: dict[str, Any], log: "Log", settings: dict[str, Any]) -> None:
@@ -93,44 +78,21 @@ def _coverage(found: dict[str, Any], log: "Log", other: "Log", name: str, bins: 
 
 
 def _estimate(found: dict[str, Any], log: "Log", name: str, settings: dict[str, Any], seed: int) -> None:
-    import torch
-
     from upslope.cli.returns import policy_folder
-    from upslope.diagnostics.fitted import FitSettings, fitted_value
+    from upslope.diagnostics.fitted import FitSettings
+    from upslope.diagnostics.policy_value import check_fits, estimates
     from upslope.policies.control import ControlPolicy
     from upslope.threads import use_threads
 
     folder = policy_folder(name)
     if folder is None:
         raise UsageError(f"diagnose data: {name} is no run or checkpoint of a policy that acts in an environment.")
-    if not log.rewarded:
-        raise UsageError(f"diagnose data: the log {found['log']} has no rewards, so nothing can be estimated from it.")
     use_threads(1)
     policy = ControlPolicy.load(folder)
-    sizes = (policy.observations.size, policy.actions.size)
-    if policy.actions.kind != "continuous" or not policy.actions.bounded:
-        raise UsageError(
-            f"diagnose data: the actions of {name} are not continuous with finite bounds, as a log's here."
-        )
-    if sizes != (log.observation.shape[1], log.action.shape[1]):
-        raise UsageError(
-            f"diagnose data: {name} sees {sizes[0]} numbers and acts in {sizes[1]}, the log has {log.observation.shape[1]} and "
-            f"{log.action.shape[1]}. They are of different environments."
-        )
-    low, high = policy.actions.box
-
-    def act(rows: torch.Tensor) -> torch.Tensor:
-        action, _ = policy.act(rows.numpy(), torch.Generator(), True)
-        taken = policy.actions.to_environment(np.asarray(action), policy.convention).reshape(len(rows), -1)
-        return torch.from_numpy(((taken - low) / (high - low) * 2 - 1).astype(np.float32))
-
-    start = log.observation[log.first]
-    columns = (log.observation, log.action, log.reward, log.next_observation, log.terminated, start)
+    check_fits(policy, log, name, found["log"])
     fit = FitSettings(steps=settings["fqe_steps"], discount=settings["discount"], seed=seed)
-    seen, done, reward, following, ended, begun = (torch.from_numpy(np.ascontiguousarray(column)) for column in columns)
-    value = fitted_value(seen, done, reward, following, ended, begun, act, fit)
-    found |= {"policy": name, "discount": settings["discount"], "fqe": value.value, "fqe_drift": value.drift}
-    found["logged_discounted"] = float(log.return_to_go(settings["discount"])[log.first].mean())
+    value = estimates(policy, log, fit, deterministic=True)
+    found |= {"policy": name, **{key: value[key] for key in ("discount", "fqe", "fqe_drift", "logged_discounted")}}
 
 
 def tell(found: dict[str, Any], as_json: bool) -> None:

@@ -12,7 +12,7 @@ Deviations: the target is copied every 20 steps, not 100: a copy looks one step 
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +42,14 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class FittedValue:
-    """`value`: the estimate. `history`: it at every copy of the target; where that still moves, fit longer."""
+    """`value`: the estimate. `history`: it at every copy of the target; where that still moves, fit longer.
+
+    `q`: Q [n] of observations [n, O] and actions [n, A], in units of the rewards.
+    """
 
     value: float
     history: tuple[float, ...]
+    q: Callable[[Tensor, Tensor], Tensor] = field(compare=False)
 
     @property
     def drift(self) -> float:
@@ -98,7 +102,11 @@ def fitted_value(
                 history.append(float(value(target, start, policy(start)).mean()) * scale)
             if not torch.isfinite(torch.tensor(history[-1])):
                 raise UsageError("fitted Q evaluation diverged: lower its learning rate, or the discount.")
-    return FittedValue(history[-1], tuple(history))
+
+    def q(states: Tensor, actions: Tensor) -> Tensor:
+        return value(target, states, actions).detach() * scale
+
+    return FittedValue(history[-1], tuple(history), q)
 
 
 def _network(size: int, hidden: tuple[int, ...]) -> nn.Sequential:

@@ -44,6 +44,10 @@ def normalized_score(returns: float, references: tuple[float, float]) -> float:
     return 100.0 * (returns - low) / (high - low)
 
 
+PUBLISHED = {"HalfCheetah": (-280.178953, 12135.0), "Hopper": (-20.272305, 3234.3), "Walker2d": (1.629008, 4592.3)}
+"""D4RL's (random, expert) for the tasks of its version 2, by the name of the environment without its version."""
+
+
 def need_h5py() -> Any:
     """The module h5py. Raises UsageError saying how to install it."""
     try:

@@ -23,6 +23,7 @@ from upslope.tasks.spaces import ActionSpec, Leaf, ObservationSpec
 MAIN, METADATA = "main_data.hdf5", "metadata.json"
 FORMATS = ("hdf5", "arrow", "parquet")
 COLUMNS = ("actions", "rewards", "terminations", "truncations")
+LOGP = "infos/behavior_logp"  # ours: log-probs of the actions under what chose them
 
 Leaves = dict[str, np.ndarray]
 Episode = tuple[Leaves, dict[str, np.ndarray]]
@@ -59,17 +60,34 @@ def read_minari(folder: Path) -> Found:
     found: dict[str, list[np.ndarray]] = {
         name: [] for name in ("observations", "next_observations", "rewards", "terminals", "timeouts", "actions")
     }
+    logp: list[np.ndarray | None] = []
     for number, (leaves, columns) in enumerate(episodes(folder, int(about["total_episodes"]), spec, form)):
+        logp.append(columns.pop(LOGP, None))
         _append(found, leaves, columns, spec, f"the log {folder}, episode {number}")
     if not found["rewards"]:
         raise UsageError(f"the log {folder} has no episodes.")
     arrays = {name: np.concatenate(parts) for name, parts in found.items()}
-    low, high = about.get("ref_min_score"), about.get("ref_max_score")
-    scores = (float(low), float(high)) if low is not None and high is not None and high != low else None
+    if known := [one for one in logp if one is not None]:
+        if len(known) < len(logp) or sum(map(len, known)) != len(arrays["rewards"]):
+            raise UsageError(
+                f"the log {folder}: {LOGP} is not there for every step. Write it for all episodes, or for none."
+            )
+        arrays["behavior_logp"] = np.concatenate(known)
     task, settings = _environment(about.get("env_spec"))
     if task is None and isinstance(made := about.get("upslope"), dict):
         task = made.get("task")  # one's own, which env_spec cannot name
-    return Found(arrays, task=task, task_settings=settings, actions=actions if raw else None, references=scores)
+    return Found(arrays, task=task, task_settings=settings, actions=actions if raw else None, references=_scores(about))
+
+
+def reference_scores(path: Path) -> tuple[float, float] | None:
+    """(random, expert) in the metadata of a Minari log; None where there are none, or there is no such log."""
+    folder = minari_folder(path) if path.is_dir() else None
+    return None if folder is None else _scores(_metadata(folder))
+
+
+def _scores(about: dict[str, Any]) -> tuple[float, float] | None:
+    low, high = about.get("ref_min_score"), about.get("ref_max_score")
+    return (float(low), float(high)) if low is not None and high is not None and high != low else None
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
@@ -236,11 +254,12 @@ def _episode(entry: Callable[[str], np.ndarray | None], spec: ObservationSpec, w
     paths = {leaf.name: f"observations/{leaf.name}" if spec.nested else "observations" for leaf in spec.leaves}
     leaves = {name: entry(path) for name, path in paths.items()}
     columns = {name: entry(name) for name in COLUMNS}
+    logp = entry(LOGP)
     missing = [paths[name] for name, array in leaves.items() if array is None]
     missing += [name for name, array in columns.items() if array is None]
     if missing:
         raise UsageError(f"the log {where}: there is no {', '.join(missing)}. It is no Minari log of version 0.5.")
     return (
         {name: array for name, array in leaves.items() if array is not None},
-        {name: array for name, array in columns.items() if array is not None},
+        {name: array for name, array in {**columns, LOGP: logp}.items() if array is not None},
     )

@@ -71,4 +71,6 @@ def _hdf5(place: Path) -> Found:
                 "arrays at its top."
             )
         arrays = {name: np.asarray(file[name][()]) for name in FLAT if name in names}
+        if "infos/action_log_probs" in file:
+            arrays["behavior_logp"] = np.asarray(file["infos/action_log_probs"][()])
     return Found(arrays)

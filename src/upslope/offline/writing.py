@@ -12,7 +12,7 @@ import numpy as np
 
 from upslope.errors import UsageError
 from upslope.offline.found import need_h5py
-from upslope.offline.minari import MAIN, METADATA
+from upslope.offline.minari import LOGP, MAIN, METADATA
 from upslope.offline.spaces import json_of
 from upslope.runs.files import DISK_ERRORS, RunError, reason, write_atomic
 
@@ -22,13 +22,17 @@ MINARI = "0.5.4"
 
 @dataclass(frozen=True)
 class LoggedEpisode:
-    """T steps: observations [T + 1, *], actions [T, *] in the environment's units, rewards, terminations, truncations [T]."""
+    """T steps: observations [T + 1, *], actions [T, *] in the environment's units, rewards, terminations, truncations [T].
+
+    logp   of the actions under what chose them, [T], in the units of densities.py; None: not known. Written as infos/behavior_logp
+    """
 
     observations: np.ndarray
     actions: np.ndarray
     rewards: np.ndarray
     terminations: np.ndarray
     truncations: np.ndarray
+    logp: np.ndarray | None = None
 
     @property
     def total(self) -> float:
@@ -79,3 +83,5 @@ def _put(group: Any, number: int, episode: LoggedEpisode) -> None:
     for name in ("observations", "actions", "rewards", "terminations", "truncations"):
         array = getattr(episode, name)
         group.create_dataset(name, data=array, chunks=True, maxshape=(None, *array.shape[1:]))
+    if episode.logp is not None:
+        group.create_dataset(LOGP, data=episode.logp, chunks=True, maxshape=(None,))
