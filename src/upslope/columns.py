@@ -78,6 +78,8 @@ COLUMNS = {
     "step": Column("R", "int", "the run's step, from 1 (default: 1)"),
     "expected_reward": Column("R", "float", "what the prompt's completions have earned so far, told by the curriculum"),
     "trajectory": Column("R", "int", "episode that the row belongs to"),
+    "component_weight": Column("RT*", "float", "weights of a mixture's components, with gradient"),
+    "best_component": Column("RT", "int", "the component whose action a value network finds best"),
     "fresh": Column("R", "bool", "played in this step, and not in an earlier one whose rows are used again"),
     "source": Column("R", "int", f"where the row came from: index into {SOURCES}"),
     "grad_norm_squared": Column(

@@ -68,6 +68,8 @@ def batch_of(
         "teacher_logp": logp + 0.3 * normal(*mask.shape),
         "teacher_kl": 0.2 + 0.1 * logp.sin(),
         "divergence": 0.3 + 0.2 * logp.cos(),
+        "component_weight": torch.stack([logp.sin(), logp.cos(), logp], -1).softmax(-1),
+        "best_component": (-3 * logp).long() % 3,
         "cost": 1 + logp.sin(),
         "post_value": logp.cos() + 0.1 * logp,
         "old_post_value": logp.cos(),

@@ -19,6 +19,7 @@ from upslope.parts.optimizing import Optimizing
 from upslope.parts.steps import Optimizer, StepUpdate
 from upslope.policies.control import ControlPolicy, Critic
 from upslope.policies.dense import Dense, dense
+from upslope.policies.distributions import Distribution
 from upslope.recipe import CREDIT_STAGES, Recipe, State
 from upslope.update import UpdateResult
 
@@ -289,7 +290,12 @@ class StepUpdater:
             columns["entropy"] = found.entropy()
         if self.joint:
             columns["value"] = self._value(seen, features)
-        return {name: self._like(mini.batch, column) for name, column in columns.items()}
+        found_alike = {name: self._like(mini.batch, column) for name, column in columns.items()}
+        return {**found_alike, **self._further(found, seen, mini)}
+
+    def _further(self, found: Distribution, seen: Tensor, mini: Rows) -> dict[str, Tensor]:
+        """Columns [M, 1, ...] or [R, T, ...] that a subclass makes of pi(.|s) and of the normalised observations."""
+        return {}
 
     def _like(self, mini: Batch, column: Tensor) -> Tensor:
         """A column as those of the mini-batch are: [M, 1], or [R, T] and 0 where nothing was played."""

@@ -237,7 +237,8 @@ def check_recipe(recipe: Recipe, config: Config) -> None:
     ):
         if not isinstance(getattr(recipe, stage), kind):
             raise UsageError(f"'{recipe.name}' plays in an environment, so its {stage} must be {example}.")
-    own = recipe.rollout.makes if recipe.rollout is not None else frozenset[str]()
+    parts = [part for part in (recipe.rollout, recipe.optimizer) if part is not None]
+    own = frozenset[str]().union(*(part.makes for part in parts))
     made = PLAYED_COLUMNS | own | MODEL_COLUMNS | (CRITIC_COLUMNS if recipe.critic is not None else frozenset())
     absent = sorted(recipe.needs - made)
     if absent:
