@@ -13,6 +13,7 @@ from upslope.errors import UsageError
 COMMANDS = {
     "train": "train a model by a method, on a task or your own data",
     "eval": "pass@k of a model on held-out prompts, or its win rate against another",
+    "certify": "what a policy for an environment earns at least when its observations are tampered with",
     "data": "make a log of transitions to learn from offline",
     "compare": "several methods over the same seeds and prompts",
     "probe": "what methods would change on a task, without training",

@@ -42,7 +42,7 @@ class Line:
 class Chart:
     """A title, a sentence that explains it, and its curves. `low`, `high` widen the value axis, `log` permits a log one.
 
-    `steps` widen the step axis, so that the charts of a page share one.
+    `steps` widen the step axis, so that the charts of a page share one; `along` says what it counts, where that is not steps.
     """
 
     title: str
@@ -52,6 +52,7 @@ class Chart:
     high: float | None = None
     log: bool = False
     steps: Sequence[int] = ()
+    along: str = "step"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def draw(chart: Chart, frame: Frame | None = None) -> ET.Element:
     frame = frame or frame_of(chart)
     svg = ET.Element("svg", {"viewBox": f"0 0 {frame.width:g} {frame.height:g}", "class": "chart", "role": "img"})
     svg.set("aria-label", visible(_summary(chart)))
-    _draw_axes(svg, frame)
+    _draw_axes(svg, frame, chart.along)
     lines = [line.thinned() for line in chart.lines]
     for line in lines:
         if line.low is not None and line.high is not None:
@@ -119,14 +120,14 @@ def color_class(color: int) -> str:
     return f"c{color % COLORS}" + (f" dash{min(color // COLORS, 3)}" if color >= COLORS else "")
 
 
-def _draw_axes(svg: ET.Element, frame: Frame) -> None:
+def _draw_axes(svg: ET.Element, frame: Frame, along: str) -> None:
     left, right, bottom = frame.x.start, frame.x.end, frame.y.start
     ticks = frame.y.ticks(4)
     for tick, label in zip(ticks, tick_labels(ticks), strict=True):
         y = float(frame.y.place(tick))
         ET.SubElement(svg, "path", {"d": f"M{left:.1f} {y:.1f}H{right:.1f}", "class": "grid"})
         text(svg, left - 8, y + 4, label, anchor="end")
-    ticks = [tick for tick in frame.x.ticks(5) if float(tick).is_integer()]
+    ticks = [tick for tick in frame.x.ticks(5) if along != "step" or float(tick).is_integer()]
     for tick, label in zip(ticks, tick_labels(ticks), strict=True):
         x = float(frame.x.place(tick))
         ET.SubElement(svg, "path", {"d": f"M{x:.1f} {bottom:.1f}v4", "class": "axis"})
@@ -137,7 +138,7 @@ def _draw_axes(svg: ET.Element, frame: Frame) -> None:
         svg,
         (left + right) / 2,
         frame.height - 3,
-        "step" if not frame.y.log else "step (values on a log scale)",
+        along if not frame.y.log else f"{along} (values on a log scale)",
         "label",
     )
 
