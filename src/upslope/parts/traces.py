@@ -18,7 +18,7 @@ class Traces(Playing):
     noise does not depend on them. `fresh`: other traces in every step of the run; False: the same ones, drawn once.
     """
 
-    environments: int = 8192
+    environments: int = 1024
     steps: int = 50
     fresh: bool = False
     formula: ClassVar[str] = "{steps} steps on {environments} traces of noise"
