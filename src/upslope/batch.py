@@ -30,6 +30,7 @@ class Batch:
 
     _columns: dict[str, Tensor]
     _reader: object | None
+    _complete: bool
 
     def __init__(self, **columns: Any) -> None:
         if columns.get("logp") is None:
@@ -47,6 +48,7 @@ class Batch:
             )
         object.__setattr__(self, "_columns", _checked(given, given["mask"], given.get("valid"), logp))
         object.__setattr__(self, "_reader", None)
+        object.__setattr__(self, "_complete", False)
 
     def __getattr__(self, name: str) -> Tensor:
         if name.startswith("_"):
@@ -85,15 +87,14 @@ class Batch:
             return self._with_reader(Batch(**{**self._columns, **columns}))
         fresh = {name: _as_tensor(name, value) for name, value in columns.items() if value is not None}
         kept = {name: column for name, column in self._columns.items() if name not in columns}
-        twin = object.__new__(Batch)
-        made = _checked(fresh, self.mask, self._columns.get("valid"), self.logp)
-        object.__setattr__(twin, "_columns", {**kept, **made})
-        object.__setattr__(twin, "_reader", self._reader)
-        return twin
+        made = _checked(fresh, self.mask, self._columns.get("valid"), self.logp, self._complete)
+        return self._unchecked({**kept, **made}, self._complete)
 
     def select(self, rows: Tensor | slice) -> "Batch":
         """The rows [r] int64 (or a bool mask [R], or a slice) of every column. They were checked as part of the whole."""
         columns = {name: column[rows] for name, column in self._columns.items()}
+        if self._complete and len(columns["mask"]) and "group" not in columns:
+            return self._unchecked(columns, complete=True)
         if not columns["mask"].any():
             return Batch(**columns)  # which says what is wrong
         if "group" in columns:
@@ -127,16 +128,20 @@ class Batch:
             token = column.shape[:2] == (rows, width) and COLUMNS.get(name, Column("R", "", "")).shape != "R"
             flat = column.reshape(rows * width, 1, *column.shape[2:]) if token else column.repeat_interleave(width, 0)
             columns[name] = flat if kept is None else flat[kept]
-        return self._unchecked(columns)
+        return self._unchecked(columns, complete=True)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is known that every position is trained on: so in the batches that `transitions` makes, and their parts."""
+        return self._complete
 
     def extended(self, columns: Mapping[str, Tensor]) -> "Batch":
         """`replace` without its checks, for columns that are made of checked ones: right in shape, finite, 0 where masked."""
-        return self._unchecked({**self._columns, **columns})
+        return self._unchecked({**self._columns, **columns}, self._complete and "mask" not in columns)
 
-    def _unchecked(self, columns: dict[str, Tensor]) -> "Batch":
+    def _unchecked(self, columns: dict[str, Tensor], complete: bool = False) -> "Batch":
         twin = object.__new__(Batch)
-        object.__setattr__(twin, "_columns", columns)
-        object.__setattr__(twin, "_reader", self._reader)
+        twin.__dict__.update(_columns=columns, _reader=self._reader, _complete=complete)
         return twin
 
     def _only_logp(self, columns: Mapping[str, Any]) -> bool:
@@ -147,8 +152,7 @@ class Batch:
     def read_by(self, part: object | None) -> "Batch":
         """The same batch, which names `part` in the error for an absent column."""
         twin = object.__new__(Batch)
-        object.__setattr__(twin, "_columns", self._columns)
-        object.__setattr__(twin, "_reader", part)
+        twin.__dict__.update(_columns=self._columns, _reader=part, _complete=self._complete)
         return twin
 
     @property
@@ -253,7 +257,9 @@ def _as_tensor(name: str, value: Any) -> Tensor:
     return tensor
 
 
-def _checked(given: dict[str, Tensor], mask: Tensor, valid: Tensor | None, logp: Tensor) -> dict[str, Tensor]:
+def _checked(
+    given: dict[str, Tensor], mask: Tensor, valid: Tensor | None, logp: Tensor, complete: bool = False
+) -> dict[str, Tensor]:
     """The columns `given` in their final form: shapes and numbers checked, masked, groups renumbered."""
     advantage = given.get("advantage")
     if advantage is not None and advantage.shape == logp.shape[:1]:
@@ -262,6 +268,8 @@ def _checked(given: dict[str, Tensor], mask: Tensor, valid: Tensor | None, logp:
     _check_finite(given, mask, valid)
     if "group" in given:
         given["group"] = torch.unique(given["group"], return_inverse=True)[1]
+    if complete and "reward" not in given:
+        return given
     with torch.enable_grad():  # `prepare` runs without gradient, but must hand on logp with its own
         return {name: _masked(name, column, mask) for name, column in given.items()}
 

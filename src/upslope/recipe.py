@@ -219,10 +219,21 @@ class Recipe(Assembly):
     @torch.no_grad()
     def minibatch(self, batch: Batch, state: State) -> tuple[Batch, State]:
         """The columns of `control`, on the current log-probs of one mini-batch, its denominators, and the next state."""
+        batch, after = self.controlled(batch, state)
+        return self.denominators(batch), after
+
+    @torch.no_grad()
+    def controlled(self, batch: Batch, state: State) -> tuple[Batch, State]:
+        """`minibatch` without the denominators."""
         call = _Caller(self, state)
         for part in as_tuple(self.control):
             batch = batch.replace(**call(part, batch))
-        return self.denominators(batch.read_by(None)), call.states
+        return batch.read_by(None), call.states
+
+    @property
+    def denominators_of_mask(self) -> bool:
+        """Whether they are the same for every batch with the same mask."""
+        return all(term.rows is None and getattr(term.aggregate, "of_mask", False) for term in self.all_terms())
 
     @torch.no_grad()
     def denominators(self, batch: Batch) -> Batch:
@@ -256,12 +267,12 @@ class Recipe(Assembly):
                 columns[f"row_share_{index}"] = within.any(1) / within.any(1).sum().clamp(min=1)
         return batch.extended(columns)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Stats]:
+    def loss(self, batch: Batch, *, statistics: bool = True) -> tuple[Tensor, Stats]:
         """The loss of a prepared micro-batch. Pure, and linear: losses and statistics of micro-batches add up.
 
-        Statistics are sums over denominators of the whole batch, so they add up too.
+        Statistics are sums over denominators of the whole batch, so they add up too; `statistics` False leaves out the parts'.
         """
-        total = batch.logp.new_zeros(())
+        total: Tensor | None = None
         stats: Stats = {}
         for index, term in enumerate(self.all_terms()):
             per = term.surrogate(batch.read_by(term.surrogate))
@@ -273,11 +284,13 @@ class Recipe(Assembly):
                 contribution = (
                     contribution + (part(batch.read_by(part)) * getattr(batch, f"penalty_scale_{index}")).sum()
                 )
-            total = total + term.coefficient * contribution
+            weighted = contribution if term.coefficient == 1 else term.coefficient * contribution
+            total = weighted if total is None else total + weighted
             if self.terms:
                 stats[f"loss/{index}"] = contribution.detach()
+        assert total is not None  # there is always the main term
         stats["loss"] = total.detach()
-        return total, {**stats, **self._stats(batch)}
+        return total, {**stats, **self._stats(batch)} if statistics else stats
 
     @torch.no_grad()
     def _stats(self, batch: Batch) -> Stats:

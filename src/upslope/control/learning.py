@@ -149,6 +149,7 @@ class StepUpdater:
             own += list(critic.parameters())
         self.learner = self._learner(own, total_steps * steps)
         self._networks = self._plain_networks()
+        self.telling = True  # whether the statistics of the next optimizer step are wanted
         self._shares: dict[torch.Size, dict[str, Tensor]] = {}
         self._shared_shares = update.transitions and recipe.denominators_of_mask
         parts = [part for stage, part in recipe.stages() if stage not in CREDIT_STAGES]
@@ -214,9 +215,9 @@ class StepUpdater:
         for epoch in range(self.rule.epochs):
             order = torch.randperm(len(rows.batch), generator=seeded(*key, "minibatches", epoch))
             divergence, count = 0.0, 0
-            told = epoch == self.rule.epochs - 1 or self.rule.target_kl is not None
+            self.telling = epoch == self.rule.epochs - 1 or self.rule.target_kl is not None
             for mini in self._minibatches(rows, order, self.rule.minibatches):
-                stats, states = self._step(mini, states, result, told)
+                stats, states = self._step(mini, states, result)
                 for name, value in stats.items():
                     totals.setdefault(name, []).append(value)
                 divergence, count = divergence + stats.get("ratio/kl", 0.0), count + 1
@@ -250,16 +251,14 @@ class StepUpdater:
             if rows.batch.complete or bool(rows.batch.mask[run].any()):
                 yield rows.select(run)
 
-    def _step(
-        self, mini: Rows, states: State, result: UpdateResult, told: bool = True
-    ) -> tuple[dict[str, float], State]:
+    def _step(self, mini: Rows, states: State, result: UpdateResult) -> tuple[dict[str, float], State]:
         recipe, after = self.recipe, states
 
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
             nonlocal after
             batch, after = recipe.controlled(mini.batch.extended(self._columns(mini)), states)
             batch = self._divided(batch)
-            total, stats = recipe.loss(batch, statistics=told)
+            total, stats = recipe.loss(batch, statistics=self.telling)
             if self.joint:
                 values = self._critic_loss(batch)
                 total = total + self.rule.value_coefficient * values  # type: ignore[operator]

@@ -1,6 +1,7 @@
 """How token or sequence losses become one number: each part returns what the losses are multiplied by before the sum.
 
 The multipliers are made once per (mini-)batch, so a loss split into micro-batches adds up to the whole.
+`of_mask`: the multipliers depend on the mask alone, so that mini-batches with the same mask may share them.
 Sources: verl `agg_loss`, TRL `loss_type`; the formulas are those of the methods' papers.
 """
 
@@ -24,6 +25,11 @@ class TokenMean(Part):
 
     denominator: Literal["all", "kept"] = "all"
 
+    @property
+    def of_mask(self) -> bool:
+        """Whether nothing but the mask is read."""
+        return self.denominator == "all"
+
     def describe(self) -> str:
         return "mean over the batch's tokens" + ("" if self.denominator == "all" else " with w != 0")
 
@@ -37,6 +43,7 @@ class SequenceMean(Part):
     """Mean over a sequence's trained tokens, then over sequences that have any (GRPO). [R, T]"""
 
     formula: ClassVar[str] = "mean over sequences of the mean over tokens"
+    of_mask: ClassVar[bool] = True
 
     def __call__(self, batch: Batch) -> Tensor:
         return batch.mask / batch.length.clamp(min=1).unsqueeze(1) / batch.trained.sum()
@@ -47,6 +54,7 @@ class SequenceSum(Part):
     """Sum over a sequence's trained tokens, mean over sequences that have any (REINFORCE, RLOO, LUSPO). [R, T]"""
 
     formula: ClassVar[str] = "mean over sequences of the sum over tokens"
+    of_mask: ClassVar[bool] = True
 
     def __call__(self, batch: Batch) -> Tensor:
         return batch.mask.to(batch.dtype) / batch.trained.sum()

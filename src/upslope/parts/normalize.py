@@ -26,8 +26,11 @@ class NormalizedAdvantage(Part):
     makes: ClassVar[frozenset[str]] = frozenset({"advantage"})
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        if int(batch.mask.sum()) < 2:
+        if (batch.mask.numel() if batch.complete else int(batch.mask.sum())) < 2:
             return {"advantage": batch.advantage}
+        if batch.complete:
+            std, mean = torch.std_mean(batch.advantage)
+            return {"advantage": (batch.advantage - mean) / (std + self.eps)}
         centered = batch.advantage - batch.masked_mean(batch.advantage)
         return {"advantage": torch.where(batch.mask, centered / (batch.masked_std(batch.advantage) + self.eps), 0.0)}
 
