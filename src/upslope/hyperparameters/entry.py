@@ -51,10 +51,13 @@ class Entry:
         return self.left.pop(name, default)
 
     def number(self, name: str, kind: str = "number", default: Any = None) -> Any:
-        """A finite number, or with kind "whole" a whole one (1e6 is); None stays None. Raises UsageError for anything else."""
-        value = self.left.pop(name, default)
+        """A finite number, with kind "whole" a whole one (1e6 is), with "count" one of at least 1; the default where there is none.
+
+        Raises UsageError for anything else.
+        """
+        value = self.left.pop(name, None)
         if value is None:
-            return None
+            return default
         return self.as_number(name, value, kind)
 
     def as_number(self, name: str, value: Any, kind: str = "number") -> Any:
@@ -63,14 +66,16 @@ class Entry:
             found = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
             found = math.nan
-        if not math.isfinite(found) or (kind == "whole" and found != int(found)):
-            wanted = "a whole number" if kind == "whole" else "a number"
+        whole = kind in ("whole", "count")
+        if not math.isfinite(found) or (whole and found != int(found)) or (kind == "count" and found < 1):
+            wanted = {"whole": "a whole number", "count": "a whole number of at least 1"}.get(kind, "a number")
             raise UsageError(f"{self.where}: {name} is {value!r}; it must be {wanted}.")
-        return int(found) if kind == "whole" else found
+        return int(found) if whole else found
 
     def flag(self, name: str, default: bool = False) -> bool:
         """True or False."""
         value = self.left.pop(name, default)
+        value = default if value is None else value
         if not isinstance(value, bool):
             raise UsageError(f"{self.where}: {name} is {value!r}; it must be true or false.")
         return value

@@ -27,7 +27,7 @@ def sac(entry: Entry) -> int | None:
         entry.settings |= {"temperature": "sac@constant", "temperature.alpha": alpha}
         if (target := entry.take("target_entropy", "auto")) != "auto":
             entry.note("target_entropy", target, "is read with ent_coef: auto alone")
-    if every := entry.number("target_update_interval", "whole"):
+    if every := entry.number("target_update_interval", "count"):
         entry.settings["targets.every"] = every
     return _shared(entry, "sac")
 
@@ -35,7 +35,7 @@ def sac(entry: Entry) -> int | None:
 def td3(entry: Entry) -> int | None:
     """Steps of the run; settings of td3@sb3 in `entry.settings`."""
     _rates(entry)
-    if delay := entry.number("policy_delay", "whole"):
+    if delay := entry.number("policy_delay", "count"):
         entry.settings |= {"update.actor_every": delay, "targets.every": delay}
     entry.put("target.noise", "target_policy_noise")
     entry.put("target.clip", "target_noise_clip")
@@ -58,10 +58,10 @@ def _rates(entry: Entry) -> float | None:
 
 def _shared(entry: Entry, method: str) -> int | None:
     environment(entry)
-    count = entry.put("rollout.environments", "n_envs", "whole") or 1
+    count = entry.put("rollout.environments", "n_envs", "count") or 1
     entry.put("rollout.warmup", "learning_starts", "whole")
-    entry.put("data.capacity", "buffer_size", "whole")
-    entry.put("data.batch_size", "batch_size", "whole")
+    entry.put("data.capacity", "buffer_size", "count")
+    entry.put("data.batch_size", "batch_size", "count")
     entry.put("target.discount", "gamma")
     entry.put("targets.rate", "tau")
     _updates(entry, count)
@@ -78,15 +78,15 @@ def _shared(entry: Entry, method: str) -> int | None:
     for name in ("replay_buffer_class", "replay_buffer_kwargs"):
         _buffer(entry, name)
     given = network(entry, "critic")
-    if critics := given.pop("n_critics", None):
-        entry.settings["critic.members"] = entry.as_number("policy_kwargs.n_critics", critics, "whole")
+    if (critics := given.pop("n_critics", None)) is not None:
+        entry.settings["critic.members"] = entry.as_number("policy_kwargs.n_critics", critics, "count")
     if (init := given.pop("log_std_init", None)) is not None:
         entry.note(
             "policy_kwargs.log_std_init", init, "is read with use_sde alone; the log-std is an output of the network"
         )
     leftovers(entry, given)
     total = entry.left.get("n_timesteps")
-    if total is not None and (short := -(-entry.as_number("n_timesteps", total, "whole") // count)) < CHUNK:
+    if total is not None and (short := -(-entry.as_number("n_timesteps", total, "count") // count)) < CHUNK:
         entry.settings["rollout.steps"] = max(1, short)
     return run_length(entry, count * entry.settings.get("rollout.steps", CHUNK))
 

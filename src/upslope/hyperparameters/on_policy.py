@@ -11,7 +11,7 @@ NORMALIZE = {"norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma"}
 def ppo(entry: Entry) -> int | None:
     """Steps of the run; settings of ppo@sb3 in `entry.settings`."""
     size = _played(entry, 2048)
-    batch = entry.number("batch_size", "whole", default=64)
+    batch = entry.number("batch_size", "count", default=64)
     minibatches = max(1, -(-size // max(1, batch)))
     entry.settings["update.minibatches"] = minibatches
     if size > batch and size % batch:
@@ -19,7 +19,7 @@ def ppo(entry: Entry) -> int | None:
             f"{size} transitions are cut into {minibatches} mini-batches of nearly equal size, without a small last one"
         )
         entry.note("batch_size", batch, what)
-    entry.put("update.epochs", "n_epochs", "whole")
+    entry.put("update.epochs", "n_epochs", "count")
     if (clip := entry.schedule("clip_range")) is not None:
         entry.settings |= {"surrogate.ratio_low": 1 - clip[0], "surrogate.ratio_high": 1 + clip[0]}
         entry.settings["surrogate.schedule"] = clip[1]
@@ -51,8 +51,8 @@ def a2c(entry: Entry) -> int | None:
 
 def _played(entry: Entry, steps: int) -> int:
     """Transitions between two updates."""
-    count = entry.put("rollout.environments", "n_envs", "whole") or 1
-    return int(count * (entry.put("rollout.steps", "n_steps", "whole") or steps))
+    count = entry.put("rollout.environments", "n_envs", "count") or 1
+    return int(count * (entry.put("rollout.steps", "n_steps", "count") or steps))
 
 
 def _shared(entry: Entry, size: int) -> int | None:

@@ -42,7 +42,7 @@ def _wrapper(entry: Entry, wrapper: Any) -> None:
         and isinstance(settings, dict)
         and set(settings) == {"max_episode_steps"}
     ):
-        limit = entry.as_number("env_wrapper: max_episode_steps", settings["max_episode_steps"], "whole")
+        limit = entry.as_number("env_wrapper: max_episode_steps", settings["max_episode_steps"], "count")
         entry.task_settings["max_episode_steps"] = limit
         return
     why = "code that is named in a file is not run; wrap the environment in a file of your own, --task file.py:function"
@@ -106,7 +106,7 @@ def leftovers(entry: Entry, given: dict[str, Any]) -> None:
 
 def run_length(entry: Entry, per_step: int) -> int | None:
     """Steps of the run, each of so many actions, for at least n_timesteps of them."""
-    total = entry.number("n_timesteps", "whole")
+    total = entry.number("n_timesteps", "count")
     if total is None:
         return None
     steps = -(-total // per_step)
