@@ -103,7 +103,7 @@ class PairPolicy(ControlPolicy):
         pairs = parts["pairs"][row, agent] if of_agent else parts["pairs"][row, :, order]
         rivals = parts["open"][row, agent] if of_agent else parts["open"][row, :, order]
         own = parts["workers"][row, agent]
-        seen = np.concatenate([pairs.reshape(len(row), -1), rivals, own], 1).astype(np.float32)
+        seen = np.concatenate([pairs.reshape(len(row), self.rivals * self.layout.pair), rivals, own], 1).astype(np.float32)
         return seen, order if of_agent else agent
 
     @property
