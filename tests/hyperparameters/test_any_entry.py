@@ -33,7 +33,7 @@ ANY = st.recursive(
 ENTRY = st.dictionaries(st.sampled_from(NAMES), USUAL | ANY, max_size=5)
 
 
-@pytest.mark.parametrize("method", ["ppo", "a2c", "sac", "td3"])
+@pytest.mark.parametrize("method", ["ppo", "a2c", "trpo", "sac", "td3"])
 @settings(max_examples=150, deadline=None)
 @given(entry=ENTRY)
 def test_settings_or_a_clear_error(method, entry):
@@ -45,6 +45,6 @@ def test_settings_or_a_clear_error(method, entry):
             recipe = make(found.method, **found.settings)
         except UsageError:
             return
-    assert recipe.name == f"{method}@sb3"
+    assert recipe.name == found.method
     assert found.steps is None or found.steps >= 1
     yaml.safe_dump(found.settings)  # config.yaml holds them

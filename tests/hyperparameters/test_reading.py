@@ -212,6 +212,43 @@ def test_td3(read):
     assert not found.notes
 
 
+TRPO = """
+Pendulum-v1:
+  n_envs: 2
+  n_steps: 1024
+  n_timesteps: !!float 1e5
+  gamma: 0.9
+  gae_lambda: 0.95
+  learning_rate: !!float 2e-3
+  batch_size: 100
+  n_critic_updates: 15
+  cg_max_steps: 25
+  cg_damping: 0.2
+  target_kl: 0.04
+  sub_sampling_factor: 4
+  line_search_max_iter: 7
+  normalize: true
+  policy_kwargs: "dict(log_std_init=-1)"
+"""
+
+
+def test_trpo(read):
+    found, recipe = read(TRPO, "trpo", "Pendulum-v1")
+    region, update = recipe.optimizer, recipe.update
+    assert (region.max_kl, region.damping, region.iterations) == (0.04, 0.2, 25)
+    assert (region.critic_lr, region.tries, region.backtrack) == (2e-3, 7, 0.8)
+    assert (update.critic_epochs, update.critic_minibatches, update.value_coefficient) == (15, 21, None)
+    assert (recipe.rollout.environments, recipe.rollout.steps, found.steps) == (2, 1024, 49)
+    assert (recipe.advantage.gamma, recipe.policy.normalize, recipe.policy.log_std_init) == (0.9, True, -1.0)
+    assert {note.split("=")[0] for note in found.notes} == {"sub_sampling_factor", "normalize", "n_timesteps"}
+    _, plain = read("Some-v0: {}", "trpo", "Some-v0")
+    assert (plain.rollout.steps, plain.advantage.lam, plain.optimizer.iterations) == (2048, 0.95, 15)
+    assert (plain.update.critic_epochs, plain.update.critic_minibatches, plain.optimizer.critic_lr) == (10, 16, 1e-3)
+    for line in ("max_grad_norm: 0.5", "vf_coef: 0.5", "learning_rate: lin_1e-3", "ent_coef: 0.1"):
+        with pytest.raises(UsageError, match=line.split(":")[0]):
+            read(f"Some-v0:\n  {line}\n", "trpo", "Some-v0")
+
+
 REFUSED = {
     "frame_stack: 4": "frame_stack=4",
     "policy: 'CnnPolicy'": "policy='CnnPolicy'",
@@ -287,7 +324,7 @@ def test_a_damaged_file_is_told(read, text, says):
 
 @pytest.mark.parametrize("method", ["grpo", "iql", "ppo@continuous", "nothing"])
 def test_other_methods_are_refused(read, method):
-    with pytest.raises(UsageError, match="ppo, a2c, sac, td3"):
+    with pytest.raises(UsageError, match="ppo, a2c, trpo, sac, td3"):
         read(PPO, method, "CartPole-v1")
 
 

@@ -58,7 +58,7 @@ def command(
         out: the run's folder; a new one under runs/ where not given.
         resume: go on with the run in --out.
         config: YAML with settings, as a run's config.yaml.
-        hyperparameters: for ppo, a2c, sac and td3, a YAML file as rl-baselines3-zoo has them: the entry of --task, or of
+        hyperparameters: for ppo, a2c, trpo, sac and td3, a YAML file as rl-baselines3-zoo has them: the entry of --task, or of
             FILE:ENTRY. What has no counterpart is told, and nothing in it is run.
         set: path=value, for any setting of the run (optimizer.lr=1e-4) or of the method (ratio_high=1.28); repeatable.
     """

@@ -1,10 +1,18 @@
-"""Hyper-parameters of PPO and A2C. Where an entry says nothing, ppo@sb3 and a2c@sb3 hold."""
+"""Hyper-parameters of PPO, A2C and TRPO. Where an entry says nothing, ppo@sb3 and a2c@sb3 hold, and CONTRIB over trpo."""
 
 from typing import Any
 
 from upslope.hyperparameters.entry import Entry
 from upslope.hyperparameters.shared import environment, leftovers, network, run_length
 
+CONTRIB = {
+    "rollout.environments": 1,
+    "rollout.steps": 2048,
+    "advantage.lam": 0.95,
+    "update.critic_epochs": 10,
+    "optimizer.iterations": 15,
+}
+"""What sb3-contrib's TRPO has otherwise than the method here."""
 NORMALIZE = {"norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma"}
 
 
@@ -35,6 +43,7 @@ def ppo(entry: Entry) -> int | None:
         entry.note("target_kl", target, what)
     if not entry.flag("normalize_advantage", True):
         entry.settings["control"] = None
+    _gradient(entry)
     return _shared(entry, size)
 
 
@@ -46,6 +55,30 @@ def a2c(entry: Entry) -> int | None:
     entry.put("optimizer.eps", "rms_prop_eps")
     if entry.flag("normalize_advantage"):
         entry.settings["control"] = "ppo@sb3"
+    _gradient(entry)
+    return _shared(entry, size)
+
+
+def trpo(entry: Entry) -> int | None:
+    """Steps of the run; settings of trpo in `entry.settings`."""
+    entry.settings |= CONTRIB
+    size = _played(entry, 2048)
+    batch = entry.number("batch_size", "count", default=128)
+    entry.settings["update.critic_minibatches"] = max(1, -(-size // batch))
+    entry.put("update.critic_epochs", "n_critic_updates", "count")
+    entry.put("optimizer.max_kl", "target_kl")
+    entry.put("optimizer.damping", "cg_damping")
+    entry.put("optimizer.iterations", "cg_max_steps", "count")
+    entry.put("optimizer.backtrack", "line_search_shrinking_factor")
+    entry.put("optimizer.tries", "line_search_max_iter", "count")
+    if (rate := entry.schedule("learning_rate")) is not None:
+        if rate[1] == "linear":
+            entry.refuse("learning_rate", f"lin_{rate[0]:g}", "the critic's rate is constant here")
+        entry.settings["optimizer.critic_lr"] = rate[0]
+    if (factor := entry.number("sub_sampling_factor", "count", default=1)) > 1:
+        entry.note("sub_sampling_factor", factor, "the Fisher matrix is of all the states played")
+    if not entry.flag("normalize_advantage", True):
+        entry.settings["control"] = None
     return _shared(entry, size)
 
 
@@ -59,6 +92,13 @@ def _shared(entry: Entry, size: int) -> int | None:
     environment(entry)
     gamma = entry.put("advantage.gamma", "gamma")
     entry.put("advantage.lam", "gae_lambda")
+    _network(entry)
+    _normalize(entry, gamma)
+    return run_length(entry, size)
+
+
+def _gradient(entry: Entry) -> None:
+    """The one loss of policy and critic, and its optimizer."""
     entry.put("optimizer.grad_clip", "max_grad_norm")
     if (rate := entry.schedule("learning_rate")) is not None:
         entry.settings |= {"optimizer.lr": rate[0], "optimizer.schedule": rate[1]}
@@ -66,9 +106,6 @@ def _shared(entry: Entry, size: int) -> int | None:
         entry.settings |= {"regularizer": "a2c", "regularizer.coefficient": entropy}
     if (value := entry.number("vf_coef")) is not None:
         entry.settings["update.value_coefficient"] = 2 * value  # of half the squared error here, of the whole there
-    _network(entry)
-    _normalize(entry, gamma)
-    return run_length(entry, size)
 
 
 def _network(entry: Entry) -> None:

@@ -10,18 +10,25 @@ from upslope.config import read_config
 from upslope.errors import UsageError
 from upslope.hyperparameters.entry import Entry
 from upslope.hyperparameters.off_policy import sac, td3
-from upslope.hyperparameters.on_policy import a2c, ppo
+from upslope.hyperparameters.on_policy import a2c, ppo, trpo
 
 Mapper = Callable[[Entry], int | None]
-MAPPERS: dict[str, Mapper] = {"ppo": ppo, "a2c": a2c, "sac": sac, "td3": td3}
-"""By method: puts an entry's values into its settings; the steps of the run, where the file says how many."""
+MAPPERS: dict[str, tuple[str, Mapper]] = {
+    "ppo": ("ppo@sb3", ppo),
+    "a2c": ("a2c@sb3", a2c),
+    "trpo": ("trpo", trpo),
+    "sac": ("sac@sb3", sac),
+    "td3": ("td3@sb3", td3),
+}
+"""By method: the name of what holds where an entry says nothing, and what puts an entry's values into its settings; that returns
+the steps of the run, where the file says how many."""
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
     """What an entry comes to here.
 
-    method          the preset whose settings hold where the entry says nothing: METHOD@sb3
+    method          the preset whose settings hold where the entry says nothing: METHOD@sb3, or trpo
     settings        of its recipe, by stage.field
     steps           of the run; None where the entry does not say
     task_settings   of the environment
@@ -41,12 +48,12 @@ def read_hyperparameters(file: str, method: str, task: str) -> Hyperparameters:
     """The entry of a YAML file in rl-baselines3-zoo's format for a task: of its name, else `default`.
 
     file      the path, or PATH:ENTRY for the entry of another name (HalfCheetah-v4 for HalfCheetah-v5)
-    method    ppo, a2c, sac or td3
+    method    ppo, a2c, trpo, sac or td3
     Values that are given as Python expressions are parsed as data; nothing is run. Raises UsageError naming every value that has no
     counterpart here.
     """
-    base, _, system = method.partition("@")
-    if base not in MAPPERS or system not in ("", "sb3"):
+    base, _, _ = method.partition("@")
+    if base not in MAPPERS or method not in (base, MAPPERS[base][0]):
         there = ", ".join(MAPPERS)
         raise UsageError(
             f"--hyperparameters is read for {there}, over the defaults of Stable-Baselines3, and not for '{method}'. "
@@ -56,9 +63,10 @@ def read_hyperparameters(file: str, method: str, task: str) -> Hyperparameters:
     entries = read_config(path)
     chosen = _choose(entries, name, task, path)
     entry = Entry(_values(entries[chosen], f"{path}, {chosen}"), f"{path}, {chosen}")
-    steps = MAPPERS[base](entry)
+    holding, mapper = MAPPERS[base]
+    steps = mapper(entry)
     entry.check()
-    return Hyperparameters(f"{base}@sb3", chosen, entry.settings, steps, entry.task_settings, tuple(entry.notes))
+    return Hyperparameters(holding, chosen, entry.settings, steps, entry.task_settings, tuple(entry.notes))
 
 
 def _split(file: str) -> tuple[Path, str | None]:
