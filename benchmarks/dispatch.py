@@ -1,6 +1,6 @@
 """Giving orders to vehicles: OSPO beside PPO with a shared critic and beside rules, over seeds.
 
-    python benchmarks/dispatch.py [--seeds 5] [--steps 60] [--episodes 20] [--only ARM ...]
+    python benchmarks/dispatch.py [--seeds 5] [--steps 60] [--episodes 20] [--fare 0.1] [--only ARM ...]
 
 Every arm plays the same days of upslope/Dispatch-v0, and is evaluated on the same days afterwards: the likeliest assignment
 of the trained policy, or the rule. Orders served, cells driven to an origin per order, and what all vehicles earned.
@@ -67,11 +67,11 @@ ARMS: dict[str, Callable[[], Recipe]] = {
 RULES: dict[str, Rule] = {"greedy nearest": nearest, "fewest cells (assignment)": shortest, "any": anything}
 
 
-def evaluated(play: Rule, episodes: int) -> tuple[float, float, float]:
+def evaluated(play: Rule, episodes: int, fare: float) -> tuple[float, float, float]:
     """Mean over days of orders served, cells to an origin per order, and earnings."""
     found = []
     for day in range(episodes):
-        city = Dispatch()
+        city = Dispatch(fare=fare)
         seen, info = city.reset(seed=10_000 + day)
         total, over = 0.0, False
         while not over:
@@ -82,13 +82,19 @@ def evaluated(play: Rule, episodes: int) -> tuple[float, float, float]:
     return served, pickup, earned
 
 
-def trained(recipe: Recipe, seed: int, steps: int, episodes: int) -> tuple[float, float, float]:
+def trained(recipe: Recipe, seed: int, steps: int, episodes: int, fare: float) -> tuple[float, float, float]:
     """The same of a policy after `steps` episodes of learning."""
-    options = {"threads": 1, "eval": {"episodes": 0}, "sinks": [], "self_checks": False}
+    options = {
+        "threads": 1,
+        "eval": {"episodes": 0},
+        "sinks": [],
+        "self_checks": False,
+        "task_settings": {"fare": fare},
+    }
     with upslope.Trainer(recipe, task="upslope/Dispatch-v0", steps=steps, seed=seed, **options) as trainer:
         trainer.train()
         policy = trainer.parts.policy
-        return evaluated(lambda city, seen: policy.predict(seen, deterministic=True)[0], episodes)
+        return evaluated(lambda city, seen: policy.predict(seen, deterministic=True)[0], episodes, fare)
 
 
 def row(name: str, seeds: list[tuple[float, float, float]]) -> str:
@@ -106,15 +112,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--episodes", type=int, default=20)
+    parser.add_argument("--fare", type=float, default=0.1, help="what a cell of the trip earns")
     parser.add_argument("--only", nargs="*", default=None)
     arguments = parser.parse_args()
+    days = (arguments.episodes, arguments.fare)
     print("| | orders served | cells to an origin | earned |\n|---|---|---|---|")
     for name, rule in RULES.items():
-        print(row(name, [evaluated(rule, arguments.episodes)]), flush=True)
+        print(row(name, [evaluated(rule, *days)]), flush=True)
     for name, make in ARMS.items():
         if arguments.only is None or name in arguments.only:
             begun = time.process_time()
-            seeds = [trained(make(), seed, arguments.steps, arguments.episodes) for seed in range(arguments.seeds)]
+            seeds = [trained(make(), seed, arguments.steps, *days) for seed in range(arguments.seeds)]
             print(row(name, seeds), f"{(time.process_time() - begun) / arguments.seeds:.0f} s", flush=True)
 
 

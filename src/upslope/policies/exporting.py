@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from upslope.errors import UsageError
+from upslope.parts.assignment import PairScores
 from upslope.parts.network import POINTS
 from upslope.policies.control import ControlPolicy
 from upslope.policies.distributions import Categorical, Gaussian, MultiCategorical, SquashedGaussian
@@ -74,6 +75,8 @@ def export_onnx(policy: ControlPolicy, file: Path) -> float:
         import onnxscript  # noqa: F401 - what torch.onnx needs
     except ImportError as error:
         raise UsageError(f"the export needs {error.name}: pip install 'upslope[onnx]'.") from None
+    if isinstance(policy.settings, PairScores):
+        raise UsageError("this policy settles all agents' choices by an assignment, which is no graph of ONNX.")
     deployed = Deployed(policy).eval()
     size = policy.observations.size
     example = torch.randn(64, size, generator=torch.Generator().manual_seed(0))
