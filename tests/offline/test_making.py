@@ -110,6 +110,30 @@ def test_split_keeps_terminations():
     assert [one.truncations[-1] for one in found] == [False, True]
 
 
+STOPPING = """
+    def step(self, action):
+        if os.path.exists("stop") and os.path.exists(rows := "run/metrics.jsonl") and os.path.getsize(rows):
+            os.remove("stop")
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_no_log_is_made_of_a_run_that_was_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    stopping = LINE.replace("\n    def step(self, action):\n", STOPPING)
+    (tmp_path / "line.py").write_text(f"import os\nimport signal\n{stopping}")
+    line = (
+        "data make --env line.py:Line --quality random --out log --run run --transitions 40 --steps 4 --checkpoints 4"
+    )
+    settings = [f"--set={name}={json.dumps(value)}" for name, value in TRAIN.items()]
+    (tmp_path / "stop").touch()
+    assert main([*line.split(), *settings]) == 1
+    assert "the same command goes on" in capsys.readouterr().out
+    assert not (tmp_path / "log").exists()
+    assert main([*line.split(), *settings]) == 0
+    assert (tmp_path / "log").is_dir()
+
+
 def test_medium_is_no_checkpoint_from_before_it_was_reached():
     untrained_then_a_leap = {1: 15.0, 2: 15.0, 3: 55.0, 4: 50.0, 5: 90.0}
     assert nearest(untrained_then_a_leap, 100 / 3) == 4

@@ -49,6 +49,7 @@ def command(
         run: the training run's folder; one under runs/ where not given, by method, env and seed.
         set: path=value, settings of the training run, as for train; repeatable.
     """
+    from upslope.compare import finished
     from upslope.offline.making import QUALITIES, Request, already_made, choose, make_log
 
     if checkpoints < 1 or steps < 1:
@@ -74,12 +75,15 @@ def command(
         _same(folder, env, method, seed)
     given = {"task": env, "steps": steps, "seed": seed}
     config = resolve(method, given, (*own, *set), config=None, out=folder, resume=resume)
-    code = train(config, folder, resume)
-    if code == 0:
-        tiers = choose(folder, next(iter(left.values())))
-        for place, request in left.items():
-            _tell(make_log(folder, place, request, tiers), place)
-    return code
+    if code := train(config, folder, resume):
+        return code
+    if not finished(folder, steps):  # its best checkpoint is not the expert yet
+        print("no log is made of a run that was stopped; the same command goes on with it.")
+        return 1
+    tiers = choose(folder, next(iter(left.values())))
+    for place, request in left.items():
+        _tell(make_log(folder, place, request, tiers), place)
+    return 0
 
 
 def _same(folder: Path, env: str, method: str, seed: int) -> None:
