@@ -223,6 +223,8 @@ def test_like_takes_the_noise_and_the_settings_of_the_run(tmp_path):
     noisy, clean = env.reset(seed=1)[0], plain.reset(seed=1)[0]
     assert 0.05 < np.abs(noisy - clean).max() < 3
     np.testing.assert_array_equal(env.reset(seed=1)[0], noisy)  # the noise is of the seed, too
+    still = upslope.as_gymnasium(like=tmp_path / "run", observation_noise=0.0)  # what is given counts
+    np.testing.assert_array_equal(still.reset(seed=1)[0], clean)
     for steps in range(1, 10):
         _, _, terminated, truncated, _ = env.step(steps % 2)
         if terminated or truncated:
@@ -235,6 +237,8 @@ def test_like_takes_the_noise_and_the_settings_of_the_run(tmp_path):
     [
         (lambda run: upslope.as_gymnasium(), "which environment"),
         (lambda run: upslope.as_gymnasium("CartPole-v1", count=2), "as_vector_env"),
+        (lambda run: upslope.as_gymnasium(upslope.as_vector_env("CartPole-v1", 2)), "has 2 copies"),
+        (lambda run: upslope.as_gymnasium("CartPole-v1", observation_noise=-1.0), "noise"),
         (lambda run: upslope.as_gymnasium("CartPole-v1", like=run), "numbers"),
         (lambda run: upslope.as_gymnasium(like=run.parent), "there is no policy"),
         (lambda run: upslope.as_gymnasium("NoSuch-v1"), "NoSuch-v1"),

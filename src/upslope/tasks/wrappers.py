@@ -71,19 +71,19 @@ def open_wrapped(
     count: int = 1,
     *,
     settings: Mapping[str, Any] | None = None,
-    convention: Actions = "clip",
+    convention: Actions | None = None,
     seed: int = 0,
-    observation_noise: float = 0.0,
+    observation_noise: float | None = None,
     like: str | Path | None = None,
 ) -> Wrapped:
     """`count` copies of an environment as policies here see it.
 
     what                as for `upslope train --task`; None: that of the run `like`
     settings            its keywords, and max_episode_steps
-    convention          of continuous actions: "clip" takes those of the box, "scale" ones in [-1, 1]
+    convention          of continuous actions: "clip" (where nothing says so) takes those of the box, "scale" ones in [-1, 1]
     observation_noise   standard deviation of noise on every observation
-    like                a run's folder, or one of its checkpoints: its task with its settings, the convention, the noise, and the
-                        scales of observations and rewards as they were when it was saved
+    like                a run's folder, or one of its checkpoints: its task with its settings, the convention, the noise where these
+                        are not given, and the scales of observations and rewards as they were when it was saved
     Raises UsageError naming what is wrong.
     """
     scaling, own = Scaling(), dict(settings or {})
@@ -91,11 +91,12 @@ def open_wrapped(
         run = run_environment(like)
         own = {**(run.settings if what is None or what == run.task else {}), **own}
         what = run.task if what is None else what
-        convention, scaling = run.convention, run.scaling
-        observation_noise = observation_noise or run.noise
+        convention, scaling = convention or run.convention, run.scaling
+        observation_noise = run.noise if observation_noise is None else observation_noise
     if what is None:
         raise UsageError("which environment? Give an id such as CartPole-v1, a class, or like=RUN.")
-    environments = noisy(open_environments(what, count, seed, settings=own, convention=convention), observation_noise)
+    opened = open_environments(what, count, seed, settings=own, convention=convention or "clip")
+    environments = noisy(opened, observation_noise or 0.0)
     if scaling.shift is not None and len(scaling.shift) != environments.observations.size:
         size = environments.observations.size
         environments.close()
@@ -107,7 +108,13 @@ def as_gymnasium(what: Any = None, **keywords: Any) -> "GymnasiumEnv":
     """A Gymnasium environment; keywords are those of `open_wrapped` but `count`. Raises UsageError naming what is wrong."""
     if "count" in keywords:
         raise UsageError("as_gymnasium makes one environment; several in lockstep are as_vector_env(..., count=8).")
-    return GymnasiumEnv(open_wrapped(what, 1, **keywords))
+    wrapped = open_wrapped(what, 1, **keywords)
+    if wrapped.environments.count != 1:
+        wrapped.environments.close()
+        raise UsageError(
+            f"{wrapped.environments.name} has {wrapped.environments.count} copies: take as_vector_env, or give one environment."
+        )
+    return GymnasiumEnv(wrapped)
 
 
 def as_vector_env(what: Any = None, count: int = 1, **keywords: Any) -> "GymnasiumVectorEnv":
