@@ -11,6 +11,7 @@ from typing import Any
 from upslope.environments.dynamics import Dynamics
 from upslope.errors import UsageError
 from upslope.tasks.batched import BatchedCartPole, Vectorized
+from upslope.tasks.classic import CLASSIC
 from upslope.tasks.environments import Actions, Copies, Environments
 from upslope.tasks.simulated import Simulated
 from upslope.tasks.vec_env import FromVecEnv, is_vec_env
@@ -94,6 +95,8 @@ def _registered(
     limit = own if limit is None else limit
     if name in ("CartPole-v0", "CartPole-v1") and count >= 8 and not set(values) - {"sutton_barto_reward"}:
         return BatchedCartPole(count, seed, name=name, convention=convention, limit=limit, **values)
+    if name in CLASSIC and count >= 8 and not values:
+        return CLASSIC[name](count, seed, name=name, convention=convention, limit=limit)
     return _several(lambda: _made(make, name, values), count, seed, name, convention, limit)
 
 
