@@ -68,17 +68,24 @@ def batch_of(
         "teacher_logp": logp + 0.3 * normal(*mask.shape),
         "teacher_kl": 0.2 + 0.1 * logp.sin(),
         "divergence": 0.3 + 0.2 * logp.cos(),
-        "component_weight": torch.stack([logp.sin(), logp.cos(), logp], -1).softmax(-1),
-        "best_component": (-3 * logp).long() % 3,
-        "cost": 1 + logp.sin(),
-        "post_value": logp.cos() + 0.1 * logp,
-        "old_post_value": logp.cos(),
+        **_played(logp),
     }
     made = {**made, **columns}
     rest = normal(*mask.shape, VOCABULARY)
     if "log_distribution" not in made and made["tokens"].shape == made["logp"].shape:
         made["log_distribution"] = _distribution(made["logp"].detach(), made["tokens"], rest)
     return Batch(**made)
+
+
+def _played(logp: Tensor) -> dict[str, Tensor]:
+    """Columns of what was played in an environment, made up from log-probs [R, T]."""
+    return {
+        "component_weight": torch.stack([logp.sin(), logp.cos(), logp], -1).softmax(-1),
+        "best_component": (-3 * logp).long() % 3,
+        "cost": 1 + logp.sin(),
+        "post_value": logp.cos() + 0.1 * logp,
+        "old_post_value": logp.cos(),
+    }
 
 
 def _gaussian(logp: Tensor) -> dict[str, Tensor]:
