@@ -160,6 +160,27 @@ def test_a_policy_by_its_own_log(what, tmp_path):
     assert estimates(other, log, FitSettings(steps=2))["ess"] < 0.9 * found["episodes"]
 
 
+def test_actions_that_a_log_cannot_have_are_told():
+    """A policy whose noise is as wide as the box is cut to it; one with little noise hardly ever is."""
+    count = 40
+    zeros = np.zeros((count, 1), np.float32)
+    columns = {
+        "reward": zeros[:, 0],
+        "terminated": zeros[:, 0] + 1,
+        "truncated": zeros[:, 0],
+        "next_observation": zeros,
+    }
+    inside = np.linspace(-0.9, 0.9, count, dtype=np.float32)[:, None]
+    log = Log(observation=zeros, action=inside, logp=np.full(count, -math.log(1.8)), **columns)
+    wide = estimates(gaussian(log_std_init=1.0), log, FitSettings(steps=1))
+    assert "cut to the bounds" in wide["why_not"]
+    narrow = gaussian(log_std_init=-2.0)
+    with torch.no_grad():
+        narrow.head.weight.zero_()
+        narrow.head.bias.fill_(-1.0)  # the middle of the box
+    assert "ips" in estimates(narrow, log, FitSettings(steps=1))
+
+
 def test_part_of_a_log_keeps_its_log_probs(tmp_path):
     log = bandit([(0, 1.0, -1.0), (1, 2.0, -2.0), (2, 3.0, -3.0)])
     assert log.at(np.array([True, False, True])).logp.tolist() == [-1.0, -3.0]

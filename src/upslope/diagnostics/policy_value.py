@@ -24,7 +24,7 @@ from upslope.diagnostics.off_policy import (
     wis,
 )
 from upslope.errors import UsageError
-from upslope.offline.densities import policy_logp
+from upslope.offline.densities import EDGE, policy_logp
 from upslope.policies.control import ControlPolicy
 from upslope.runs.statistics import bootstrap, mean
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from upslope.actor_critic.log import Log
 
 DRAWS = 16  # actions of the policy over which V = E Q(s, .) is a mean
+BEYOND = 0.01  # share of a policy's actions on the bounds of the box that is put up with
 ROWS = 8192  # transitions of a pass
 STARTS = 1024  # first states, at least, over which FQE's estimate is followed while it is fitted
 
@@ -115,7 +116,8 @@ def estimates(
     found |= {"actions": "likeliest" if deterministic else "drawn", "episodes": len(log.first)}
     found["logged_discounted"] = float(log.return_to_go(fit.discount)[log.first].mean())
     logp = None if deterministic else policy_logp(policy, log.observation, number)
-    if why := _why_not(log, logp, deterministic):
+    why = _why_not(log, logp, deterministic) or _why_not_covered(act, seen)
+    if why:
         return {**found, "why_not": why}
     assert logp is not None
     assert log.logp is not None
@@ -144,6 +146,20 @@ def _why_not(log: "Log", logp: np.ndarray | None, deterministic: bool) -> str:
             "FQE alone. Policies that are squashed (sac) have one everywhere"
         )
     return ""
+
+
+def _why_not_covered(act: Act, seen: Tensor) -> str:
+    """Why the log cannot have what the policy does; "" where it may. A log without actions on the bounds says nothing of them."""
+    if act.policy.actions.kind == "discrete" or act.policy.settings.distribution == "squashed":
+        return ""
+    drawn = act.draw(seen[torch.linspace(0, len(seen) - 1, STARTS).long()])
+    share = float((drawn.abs() >= EDGE).any(1).float().mean())
+    if share <= BEYOND:
+        return ""
+    return (
+        f"{share:.0%} of the policy's actions are cut to the bounds of the box, where the log has none: FQE alone. Policies "
+        "that are squashed (sac) are never cut"
+    )
 
 
 def _weighted(
