@@ -231,7 +231,7 @@ def _effect(
             stepping = replace(actors, learner=learner, critic_learner=None)
             updater = Updater(once, stepping, recompute_old_logp=False, **options)
             updater.update(rollouts, batch, once.init(), (seed, "probe", index))
-        changes.append(_change(old, score_in_passes(actors.policy, others, MEASURED, **options), others.mask))
+        changes.append(change(old, score_in_passes(actors.policy, others, MEASURED, **options), others.mask))
         _restore(learner, before, start)
     entropy, kl, effective = (sum(column) / len(changes) for column in zip(*changes, strict=True))
     return {"entropy": entropy, "kl": kl, "effective": effective}
@@ -247,7 +247,7 @@ def _restore(learner: Learner, weights: Sequence[Tensor], start: dict[str, Any])
             parameter.copy_(saved)
 
 
-def _change(old: dict[str, Tensor], new: dict[str, Tensor], mask: Tensor) -> tuple[float, float, float]:
+def change(old: dict[str, Tensor], new: dict[str, Tensor], mask: Tensor) -> tuple[float, float, float]:
     """Mean change of entropy per token, mean KL per token (k3), effective sample size of the sequences as a share."""
     tokens = mask.sum()
     moved = (new["logp"] - old["logp"]) * mask

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from upslope import Trainer
+
 from .scene import put, run_here
 
 DATA = "--model TOY --data questions.jsonl --reward mine.py:score --batches 4 --prompts 2 --group-size 4"
@@ -40,6 +42,43 @@ def test_table_and_json(here, toy, capsys):
     ],
 )
 def test_wrong_usage(here, toy, capsys, line, says):
+    assert run_here(line, toy) == 2
+    complaint = capsys.readouterr().err
+    assert says in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_methods_that_learn_in_an_environment(here, toy, capsys):
+    line = "probe ppo a2c ppo:lam=0 --task CartPole-v1 --batches 4 --episodes 8 --set hidden=[8]"
+    assert run_here(line, toy) == 0
+    text = capsys.readouterr().out
+    for word in ("4 batches of 8 episodes of CartPole-v1", "that ppo begins with", "cosine to return", "ppo:lam=0"):
+        assert word in text
+    settings = {"hidden": [8], "eval": {"episodes": 0}, "sinks": [], "self_checks": False, "steps": 1}
+    with Trainer("a2c", task="CartPole-v1", out="run", **settings) as trainer:
+        trainer.train()
+    assert run_here(f"{line} --model run --json", toy) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (found["model"], found["episodes"], found["task"]) == ("run", 8, "CartPole-v1")
+    assert [method["name"] for method in found["methods"]] == ["ppo", "a2c", "ppo:lam=0"]
+    wider = line.replace("hidden=[8]", "hidden=[16]")
+    assert run_here(f"{wider} --model run", toy) == 2
+    assert "the networks of run are not those of 'ppo'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("probe ppo --task CartPole-v1 --episodes 1", "--episodes is 1; it must be at least 2"),
+        ("probe sac td3 --task Pendulum-v1", "'sac' learns from stored transitions by a critic"),
+        ("probe ppo sac --task Pendulum-v1", "'sac' learns from stored transitions by a critic"),
+        ("probe ppo grpo --task CartPole-v1", "'grpo' does not play in an environment"),
+        ("probe ppo", "no task"),
+        ("probe ppo --task CartPole-v7", "CartPole-v7"),
+        ("probe ppo --task CartPole-v1 --model nothing", "there is no checkpoint in nothing"),
+    ],
+)
+def test_wrong_usage_in_an_environment(here, toy, capsys, line, says):
     assert run_here(line, toy) == 2
     complaint = capsys.readouterr().err
     assert says in complaint

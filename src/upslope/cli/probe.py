@@ -28,6 +28,7 @@ def command(
     batches: int = 24,
     prompts: int = 8,
     group_size: int = 8,
+    episodes: int = 8,
     seed: int = 0,
     as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False,
     set: Repeated = (),
@@ -36,37 +37,59 @@ def command(
 
     Signal-to-noise ratio, cosine with the gradient of the expected reward, entropy change, KL and effective sample size.
 
-    Example: `upslope probe grpo dr_grpo grpo:ratio_high=1.28 --task chain_sum`
+    Examples:
+      upslope probe grpo dr_grpo grpo:ratio_high=1.28 --task chain_sum
+      upslope probe ppo a2c ppo:lam=1 --task CartPole-v1 --model runs/ppo-CartPole-v1
 
     Args:
         methods: names, each perhaps with settings of its own: NAME:SETTING=VALUE,SETTING=VALUE
         task: a name that `upslope tasks` lists.
         data: your own data, as for train.
         reward: your own reward, as for train.
-        model: tiny, a Hugging Face folder, or a hub id.
+        model: tiny, a Hugging Face folder, or a hub id; in an environment a run's folder, whose policy and critic are taken, or
+            nothing: those that the first method begins with.
         batches: parts of the large batch, each of the size of a training step; at least 4.
         prompts: prompts of each part.
         group_size: completions of each prompt, for every method alike.
+        episodes: in an environment: whole episodes of each part.
         seed: of task and sampling.
         as_json: print one JSON object.
         set: path=value, as for train; repeatable.
     """
+    from upslope.cli.probe_control import print_probe
+
+    _check(methods, batches, prompts, group_size, episodes)
+    given = {"model": model, "task": task, "data": data, "reward": reward, "seed": seed}
+    if _plays(methods):
+        print_probe(methods, given, batches, episodes, as_json, set)
+    else:
+        _print_sampled(methods, given, (batches, prompts, group_size), as_json, set)
+
+
+def _print_sampled(
+    methods: tuple[str, ...],
+    given: dict[str, Any],
+    sizes: tuple[int, int, int],
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Of methods for language models."""
     from upslope.compare import plan_jobs
     from upslope.registry import make
     from upslope.threads import use_threads
 
-    _check(methods, batches, prompts, group_size)
-    given = {"model": model, "task": task, "data": data, "reward": reward, "seed": seed}
-    sizes = (f"prompts_per_step={prompts}", "eval.prompts=1", f"settings.rollout.group_size={group_size}")
+    batches, prompts, group_size = sizes
+    fixed = (f"prompts_per_step={prompts}", "eval.prompts=1")
     recipes: list[tuple[str, Recipe]] = []
     configs: list[Config] = []
     for job in plan_jobs(methods, 1, Path("probe")):
-        config = resolve(job.method, given, (*sizes[:2], *set, *job.overrides), config=None, out=None, resume=False)
+        config = resolve(job.method, given, (*fixed, *overrides, *job.overrides), config=None, out=None, resume=False)
         recipes.append((job.label, _sampling(make(job.method, **config.settings))))
         configs.append(config)
     use_threads(configs[0].threads)
     results = _measure(configs[0], recipes, batches, group_size, quiet=as_json)
-    facts = {"model": model, "task": task or data, "batches": batches, "prompts": prompts, "group_size": group_size}
+    facts = {"model": given["model"], "task": given["task"] or given["data"]}
+    facts |= {"batches": batches, "prompts": prompts, "group_size": group_size}
     if as_json:
         print(json.dumps({**facts, "methods": [dataclasses.asdict(result) for result in results]}))
         return
@@ -82,7 +105,8 @@ def _sampling(recipe: "Assembly") -> "Recipe":
 
     if not isinstance(recipe, Recipe):
         raise UsageError(
-            f"probe: '{recipe.name}' learns from stored transitions; probe compares methods that sample completions."
+            f"probe: '{recipe.name}' learns from stored transitions by a critic: it has no gradient of fresh rollouts to measure. "
+            "Compare what it learns: upslope compare."
         )
     if isinstance(recipe.rollout, FromData):
         raise UsageError(
@@ -92,10 +116,20 @@ def _sampling(recipe: "Assembly") -> "Recipe":
     return recipe
 
 
-def _check(methods: tuple[str, ...], batches: int, prompts: int, group_size: int) -> None:
+def _plays(methods: tuple[str, ...]) -> bool:
+    """Whether any of them learns from what it has just played in an environment."""
+    from upslope.compare import parse_entry
+    from upslope.parts.steps import Playing
+    from upslope.registry import make
+
+    return any(isinstance(getattr(make(parse_entry(one)[0]), "rollout", None), Playing) for one in methods)
+
+
+def _check(methods: tuple[str, ...], batches: int, prompts: int, group_size: int, episodes: int) -> None:
     if not methods:
         raise UsageError("probe: name at least one method. Example: upslope probe grpo dr_grpo --task chain_sum")
-    for name, value, least in (("batches", batches, 4), ("prompts", prompts, 1), ("group-size", group_size, 2)):
+    sizes = (("batches", batches, 4), ("prompts", prompts, 1), ("group-size", group_size, 2), ("episodes", episodes, 2))
+    for name, value, least in sizes:
         if value < least:
             raise UsageError(f"probe: --{name} is {value}; it must be at least {least}.")
 
@@ -182,10 +216,10 @@ LEGEND = (
 )
 
 
-def table(results: "list[ProbeResult]") -> list[str]:
+def table(results: "list[ProbeResult]", *, legend: tuple[str, ...] = LEGEND, goal: str = "reward") -> list[str]:
     """One line per method under a heading, then what the columns mean."""
-    cells = [["", *(name for name, _ in COLUMNS)]]
+    cells = [["", *(name.replace("reward", goal) for name, _ in COLUMNS)]]
     cells += [[result.name, *(show(result) for _, show in COLUMNS)] for result in results]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return [*lines, "", *LEGEND]
+    return [*lines, "", *legend]
