@@ -175,7 +175,7 @@ def test_within_one_percent_of_the_known_optimum():
     }
     dynamics = StoreDynamics()
     start, noise = (column.float() for column in traces_of(dynamics, 2048, 100, seed=1))
-    with Trainer("hdpo", task="upslope/Inventory-v0", steps=16, threads=1, **settings) as trainer:
+    with Trainer("hdpo", task="upslope/Inventory-v0", steps=32, threads=1, **settings) as trainer:
         trainer.train()
         with torch.no_grad():
             ours = simulate(dynamics, mode_of(trainer.parts.policy), start, noise)
