@@ -1,0 +1,26 @@
+"""N-HARPG: HARPG whose steps have a length of their own, whatever the gradient's.
+
+    u_t     (1 - eta_t)(u_{t-1} + v_t) + eta_t g(theta_t), as in harpg;   eta_t = 2 / (t + 2)
+    theta   theta + lr_t u_t / |u_t|;   lr_t = 0.1 * 2 / (t + 2)
+
+Differs from harpg:  the step is normalised, and falls as 1 / t.
+Limits:  eta = 1 for all t is the normalised policy gradient.
+Expects:  as harpg.
+Source:  Fatkhullin et al. 2023 (arXiv:2302.01734), algorithm 2.
+Deviations:  those of harpg.
+Not this:  n_pg_igt, which needs no second episodes and no Hessian.
+"""
+
+from upslope.methods.control.harpg import harpg
+from upslope.parts.momentum import HessianMomentum
+from upslope.recipe import Recipe
+from upslope.registry import method
+
+
+@method(
+    paper="2302.01734",
+    title="Stochastic Policy Gradient Methods: Improved Sample Complexity for Fisher-non-degenerate Policies",
+    parent="harpg",
+)
+def n_harpg() -> Recipe:
+    return harpg().replace(optimizer=HessianMomentum(lr=0.1, lr_decay=1.0, eta=1.0, eta_decay=1.0, normalized=True))
