@@ -3,8 +3,9 @@
     python benchmarks/run.py [--only grpo pairs ...] [--pairs 5] [--out docs/results/bench.md]
 
 Whole training steps and their memory against TRL's GRPOTrainer and DPOTrainer, in alternating processes; memory of distillation
-at a large vocabulary; two runs beside each other; the update's share of the arithmetic that a large matrix product reaches;
-start-up times; steps of every method against grpo's. Parts that --only leaves out stay in the report as they are.
+at a large vocabulary; control against Stable-Baselines3; two runs beside each other; the update's share of the arithmetic that a
+large matrix product reaches; start-up times; steps of every method against grpo's. Parts that --only leaves out stay in the report
+as they are.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from against_sb3 import against_sb3
 from child import ENVIRONMENT, measured
 from distill import against_sampled_tokens
 from methods import against_grpo
@@ -208,6 +210,15 @@ moments. Logits of both models are made a few positions at a time, by default. B
 
 """,
         lambda pairs: against_sampled_tokens(min(pairs, 2)),
+    ),
+    "control": Section(
+        "Control against Stable-Baselines3",
+        """PPO at rl-zoo's settings for CartPole (its clip constant) in all three, and `ppo@fast`, which was chosen on other seeds
+(101 to 103) than these; the plain loop is PPO in 150 lines of PyTorch. HalfCheetah at the settings of `ppo@continuous` in both.
+SAC and TD3: CPU time of acting once and updating once. One thread; peers in turn. By `python benchmarks/against_sb3.py`.
+
+""",
+        against_sb3,
     ),
     "two": Section("Two runs at once", "", side_by_side),
     "update": Section("The update alone", "", arithmetic),

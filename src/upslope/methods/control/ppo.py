@@ -16,8 +16,8 @@ Source:  Schulman et al. 2017 (arXiv:1707.06347), eq. 7 and 9; the details as in
     2020 (arXiv:2005.12729), Andrychowicz et al. 2021 (arXiv:2006.05990) and Huang et al. 2022 ("The 37 Implementation
     Details of PPO"), whose code is cleanrl's ppo.py, as are the numbers here. Each detail is a setting. With twice the copies a
     step has twice the actions for as many updates: CartPole-v1 takes nearly twice the actions.
-    ppo@fast is for CartPole-v1 and problems as small: 64 copies, and an eighth of rl-zoo's epochs and of its optimizer steps for each
-    action, at four times its rate. It was chosen among four such settings on seeds 101 to 103, by time to a return of 475.
+    ppo@fast is for CartPole-v1 and problems as small: 64 copies, and a tenth of rl-zoo's optimizer steps for each action, at four
+    times its rate. It was chosen among four such settings on seeds 101 to 103, by time to a return of 475.
 Deviations:  a time limit is no end: what was reached is worth V; cleanrl takes it for 0. Observations are normalised by moments
     that change between updates, not between steps; rewards by those of the whole rollout. The rate falls with every optimizer
     step instead of every rollout.
