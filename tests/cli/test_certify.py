@@ -61,7 +61,7 @@ def test_table_files_and_attacks(runs, say):
     assert 0 < row["mean_return"] < zero["mean_return"] < found["clean_return"] < 60
     assert row["probability"]["20"] < zero["probability"]["20"] <= 1
     assert (found["band"], found["thresholds"], found["sigma"]) == ("clopper-pearson", 60, 0.2)
-    assert set(row["attacks"]) == {"random", "uniform", "early", "once", "drift", "timed"}
+    assert set(row["attacks"]) == {"random", "uniform", "early", "once", "left", "right", "learned", "timed"}
     assert "attacks" not in zero
     for attack in row["attacks"].values():
         assert attack["episodes"] == 6
@@ -91,6 +91,13 @@ def test_returns_that_are_no_whole_numbers(runs, say, tmp_path):
     assert found["band"] == "dkw"
     assert -85 < found["rows"][1]["mean_return"] < found["rows"][0]["mean_return"] < found["clean_return"]
     assert "says nothing at budget 5" in say(line.replace("0.05", "5").replace("--json", ""))
+
+
+def test_eval_plays_with_the_noise(runs, say):
+    assert "noise 0.2 on observations" in say(f"eval {runs / 'smooth'} --episodes 8")
+    assert "noise" not in say(f"eval {runs / 'plain'} --episodes 8")
+    noisier = (say(f"eval {runs / 'smooth'} --episodes 8 --set rollout.observation_noise={std}") for std in (0.2, 5))
+    assert next(noisier) != next(noisier)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ import pytest
 import torch
 from scipy import stats
 
-from upslope.control.attacks import Gradient, Random, attacks, play_attacked, preference, timed
+from upslope.control.attacks import Gradient, Lesson, Random, attacks, play_attacked, preference, timed
 from upslope.diagnostics.smoothing import certify
 from upslope.parts.network import MLP
 from upslope.policies.control import ControlPolicy
 from upslope.tasks.opening import open_environments
 
 SIGMA = 0.5
+SIGN = {"against": -1, "toward": 1, "away": -1}
 ALONG = np.array([0.6, 0.8], dtype=np.float32)
 
 
@@ -60,6 +61,14 @@ def test_the_gradient_attains_the_certificate_of_a_linear_policy():
     assert careless.returns.mean() > found.returns.mean() + 0.1
     toward = play(Gradient(policy, SIGMA, 1, "toward"), 4)  # toward action 0: the same direction here
     assert toward.returns.mean() == pytest.approx(found.returns.mean(), abs=0.03)
+    assert play(Gradient(policy, SIGMA, 1, "away"), 5).returns.mean() > clean.returns.mean() + 0.02
+    lesson = Lesson(np.ones(2), 64)
+    play_attacked(policy, environments, count, sigma=SIGMA, seed=6, lesson=lesson)
+    learned = lesson.attack(np.tile(0.7 * ALONG, (4, 1)), 1)
+    delta = learned(0.7 * ALONG[None], budget, np.ones(1))[0]
+    assert np.linalg.norm(delta) == pytest.approx(budget)
+    assert delta @ -ALONG > 0.95 * budget, "it has learned the policy's direction from returns and noise alone"
+    assert play(learned, 7).returns.mean() == pytest.approx(found.returns.mean(), abs=0.03)
 
 
 def test_what_exceeds_the_budget_is_cut():
@@ -91,7 +100,7 @@ def test_an_attack_of_nothing_changes_nothing_and_episodes_repeat():
 
 
 @pytest.mark.parametrize("what", ["CartPole-v1", "Pendulum-v1"])
-@pytest.mark.parametrize("aim", ["against", "toward"])
+@pytest.mark.parametrize("aim", ["against", "toward", "away"])
 def test_each_aim_is_raised(what, aim):
     environments = open_environments(what, 8, 0)
     torch.manual_seed(1)
@@ -106,17 +115,17 @@ def test_each_aim_is_raised(what, aim):
         before, after = (policy.distribution(torch.from_numpy(observation + d) + noise) for d in (0 * delta, delta))
         if what == "Pendulum-v1":
             gain = after.mode() - before.mode()
-            gain = gain.sum(-1) if aim == "toward" else -(gain * chosen).sum(-1)
+            gain = -(gain * chosen).sum(-1) if aim == "against" else SIGN[aim] * gain.sum(-1)
         else:
-            action = (torch.zeros_like(chosen) if aim == "toward" else chosen).expand(4096, 8)
-            gain = (after.log_prob(action) - before.log_prob(action)) * (1 if aim == "toward" else -1)
+            action = (chosen if aim == "against" else torch.zeros_like(chosen)).expand(4096, 8)
+            gain = (after.log_prob(action) - before.log_prob(action)) * SIGN[aim]
     assert (gain.mean(0) > 0).all()
     assert (attack(observation, 0.5, np.zeros(8)) == 0).all(), "nothing is left"
     picky = Gradient(policy, 0.1, 1, aim, threshold=float(np.median(preference(policy, observation))))
     struck = np.linalg.norm(picky(observation, 0.5, np.full(8, 0.25)), axis=1) > 0
     np.testing.assert_array_equal(struck, preference(policy, observation) > picky.threshold)
     assert 0 < struck.sum() < 8
-    assert len(timed(policy, 0.1, 200, observation)) == 16
+    assert len(timed(policy, 0.1, 200, observation)) == 18
 
 
 def test_preference_is_the_log_odds_of_the_likeliest_action():

@@ -11,7 +11,7 @@ from upslope.cli.train import Flag
 from upslope.errors import UsageError
 
 if TYPE_CHECKING:
-    from upslope.control.certifying import Smoothed
+    from upslope.control.certifying import Bounds, Smoothed
 
 STEPS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # budgets over sigma, where none are given
 
@@ -62,6 +62,25 @@ def command(
 
     if attack and attack_episodes < 2:
         raise UsageError(f"certify: --attack-episodes is {attack_episodes}; at least 2 are needed.")
+    bounds = Bounds(lowest, highest, thresholds or None, alpha)
+    found, place = _found(run, sigma, budgets, episodes, attack_episodes if attack else 0, bounds, seed, quiet=as_json)
+    written = _write(found, out or place)
+    for line in [json.dumps(found)] if as_json else [*told(found), *written]:
+        print(line)
+
+
+def _found(
+    run: str,
+    sigma: float | None,
+    budgets: tuple[float, ...],
+    episodes: int,
+    attack_episodes: int,
+    bounds: "Bounds",
+    seed: int,
+    *,
+    quiet: bool,
+) -> tuple[dict[str, Any], Path]:
+    """What certificate.json says, and the run's folder."""
     folder = policy_folder(run)
     if folder is None:
         raise UsageError(
@@ -72,16 +91,9 @@ def command(
     for budget in given:
         if not 0 <= budget < float("inf"):
             raise UsageError(f"certify: --budgets has {budget:g}; a budget is an l2 norm, at least 0.")
-    bounds = Bounds(lowest, highest, thresholds or None, alpha)
-    found = measured(smoothed, episodes, given, bounds, attack_episodes if attack else 0, quiet=as_json)
-    found = {"run": run, **found, "notes": [*notes, *found["notes"]]}
-    place = out or (folder.parent.parent if (folder.parent.parent / "config.yaml").is_file() else folder)
-    written = _write(found, place)
-    if as_json:
-        print(json.dumps(found))
-        return
-    for line in (*told(found), *written):
-        print(line)
+    found = measured(smoothed, episodes, given, bounds, attack_episodes, quiet=quiet)
+    place = folder.parent.parent if (folder.parent.parent / "config.yaml").is_file() else folder
+    return {"run": run, **found, "notes": [*notes, *found["notes"]]}, place
 
 
 def opened(folder: Path, name: str, sigma: float | None, seed: int = 0) -> "tuple[Smoothed, list[str]]":
@@ -119,12 +131,19 @@ def opened(folder: Path, name: str, sigma: float | None, seed: int = 0) -> "tupl
 
 
 def measured(
-    smoothed: "Smoothed", episodes: int, budgets: tuple[float, ...], bounds: Any, attack_episodes: int, *, quiet: bool
+    smoothed: "Smoothed",
+    episodes: int,
+    budgets: tuple[float, ...],
+    bounds: "Bounds",
+    attack_episodes: int,
+    *,
+    quiet: bool,
 ) -> dict[str, Any]:
     """Facts and a row per budget, as certificate.json has them."""
-    from upslope.control.certifying import attacked, certified
+    from upslope.control.certifying import adversaries, attacked, certified
 
     certificate, thresholds, first, notes = certified(smoothed, episodes, bounds)
+    fixed = adversaries(smoothed, episodes, first) if attack_episodes and any(budgets) else {}
     rows = []
     for budget in budgets:
         row: dict[str, Any] = {
@@ -134,7 +153,7 @@ def measured(
         }
         if attack_episodes and budget:
             say = (lambda line: None) if quiet else (lambda line: print(f"  {line}", flush=True))
-            found = attacked(smoothed, budget, attack_episodes, first, say)
+            found = attacked(smoothed, budget, attack_episodes, first, fixed, say)
             for one in found.values():
                 returns = one.pop("returns")
                 one["probability"] = {f"{r:g}": float((returns >= r).mean()) for r in thresholds}

@@ -84,8 +84,10 @@ def print_returns(
     Without a task, that of the run the policy is of.
     """
     from upslope.collect import key_number
+    from upslope.control.certifying import trained_noise
     from upslope.control.evaluation import play_episodes, return_metrics
     from upslope.policies.control import ControlPolicy
+    from upslope.tasks.noise import noisy
     from upslope.tasks.opening import open_environments
     from upslope.threads import use_threads
 
@@ -104,12 +106,14 @@ def print_returns(
         raise UsageError(f"eval: {name} does not say what it plays: give --task.")
     own = values.get("task_settings", {}) if what == values.get("task") else {}
     starts = key_number(f"{seed}/evaluation") % 2**32
+    noise = trained_noise(values)
     environments = open_environments(what, min(episodes, 32), starts, settings=own, convention=policy.convention)
+    environments = noisy(environments, noise)
     try:
         if (environments.observations, environments.actions) != (policy.observations, policy.actions):
             raise UsageError(f"eval: {name} was trained on other observations or actions than those of {what}.")
         deterministic = bool(values.get("eval", {}).get("deterministic", True))
-        shown = _film(policy, what, own, playing, starts, deterministic)
+        shown = _film(policy, what, own, playing, starts, deterministic, noise)
         found = return_metrics(play_episodes(policy, environments, episodes, deterministic=deterministic, seed=seed))
     finally:
         environments.close()
@@ -119,6 +123,7 @@ def print_returns(
         return
     value, low, high = (found[f"eval/return{end}"] for end in ("", "_low", "_high"))
     how = "its likeliest actions" if deterministic else "drawn actions"
+    how += f", noise {noise:g} on observations" if noise else ""
     print(f"return  {value:.2f}  [{low:.2f}, {high:.2f}]  ({episodes} episodes of {what}, {how})")
     print(f"standard deviation {found['eval/return_std']:.2f}, mean length {found['eval/length']:.1f}")
     for line in (*scored, *shown):
@@ -155,7 +160,7 @@ def _references(
 
 
 def _film(
-    policy: "ControlPolicy", what: str, settings: Any, playing: Playing, seed: int, deterministic: bool
+    policy: "ControlPolicy", what: str, settings: Any, playing: Playing, seed: int, deterministic: bool, noise: float
 ) -> list[str]:
     """Writes the video, if one is asked for, and says what it shows. Raises UsageError."""
     from upslope.control.video import film_episodes
@@ -165,7 +170,8 @@ def _film(
         return []
     if count < 1:
         raise UsageError(f"eval: --video-episodes is {count}; it must be at least 1.")
-    shown = film_episodes(policy, what, count, file, seed=seed, settings=settings, deterministic=deterministic)
+    how: Any = {"settings": settings, "deterministic": deterministic, "noise": noise}
+    shown = film_episodes(policy, what, count, file, seed=seed, **how)
     returns = ", ".join(f"{episode.total:.4g}" for episode in shown)
     return [f"video   {file}: {count} episode{'s' if count > 1 else ''} with a return of {returns}"]
 

@@ -1,13 +1,13 @@
 """A trained policy with noise on its observations: what it earns at least within a budget, and what it earns under attacks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from upslope.collect import key_number
-from upslope.control.attacks import Attack, Found, attacks, play_attacked, timed
+from upslope.control.attacks import Attack, Found, Gradient, Lesson, attacks, play_attacked, timed
 from upslope.diagnostics.smoothing import Certificate, certify, whole
 from upslope.errors import UsageError
 from upslope.policies.control import ControlPolicy
@@ -46,6 +46,18 @@ class Smoothed:
         finally:
             environments.close()
 
+    def lesson(self, count: int, scale: np.ndarray) -> Lesson:
+        """What `count` episodes without an attack teach an adversary."""
+        environments = self._open(count, "lesson")
+        try:
+            lesson = Lesson(scale, environments.count)
+            seed = key_number(f"{self.seed}/certify/lesson")
+            options: dict[str, Any] = {"sigma": self.sigma, "deterministic": self.deterministic, "seed": seed}
+            play_attacked(self.policy, environments, count, lesson=lesson, **options)
+            return lesson
+        finally:
+            environments.close()
+
     def _open(self, count: int, what: str) -> Environments:
         seed = key_number(f"{self.seed}/certify/{what}/starts") % 2**32
         options: dict[str, Any] = {"settings": self.settings, "convention": self.policy.convention}
@@ -63,9 +75,11 @@ class Smoothed:
 
 def trained_noise(values: Mapping[str, Any]) -> float:
     """The noise on observations that a run's settings (its config.yaml) say; 0 for none."""
-    if "method" not in values:
-        return 0.0
-    rollout = make(values["method"], **values.get("settings", {})).rollout
+    settings = values.get("settings", {})
+    try:
+        rollout = make(values["method"], **settings).rollout
+    except (KeyError, UsageError):  # a policy of no run, or the method's file is gone
+        return float(settings.get("rollout.observation_noise", settings.get("observation_noise", 0.0)))
     return float(getattr(rollout, "observation_noise", 0.0))
 
 
@@ -120,32 +134,30 @@ def _enough(episodes: int, most: int | None, alpha: float) -> None:
         )
 
 
+def adversaries(smoothed: Smoothed, lessons: int, first: Found) -> dict[str, Attack]:
+    """Those that are the same for every budget: `attacks`, and "learned" from `lessons` episodes."""
+    length = max(episode.length for episode in first.episodes)
+    fixed = attacks(smoothed.policy, smoothed.sigma, length, first.seen)
+    lesson = smoothed.lesson(lessons, first.seen.std(0))
+    return {**fixed, "learned": lesson.attack(first.seen, length)}
+
+
 def attacked(
     smoothed: Smoothed,
     budget: float,
     episodes: int,
     first: Found,
+    fixed: Mapping[str, Attack],
     say: Callable[[str], None] = lambda line: None,
-    only: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """What `episodes` episodes earn under each attack: mean with its bootstrap interval, quantiles, the largest budget spent.
+    """What `episodes` episodes earn under each attack: mean with its bootstrap interval, the least, the largest budget spent.
 
     "timed" is the candidate that hurts most in PILOT episodes of its own, played anew.
     """
-    length = max(episode.length for episode in first.episodes)
-    fixed = attacks(smoothed.policy, smoothed.sigma, length, first.seen)
+    chosen = worst(smoothed, budget, first)
+    about = f"aimed {chosen.aim}, {chosen.parts} strikes, log-odds above {chosen.threshold:.3g}"
     found: dict[str, dict[str, Any]] = {}
-    for name in only or (*fixed, "timed"):
-        about = ""
-        attack = fixed.get(name)
-        if attack is None:
-            chosen = worst(smoothed, budget, length, first)
-            attack, about = (
-                chosen,
-                f"{chosen.parts} strikes {chosen.aim} its choice, log-odds above {chosen.threshold:.3g}",
-            )
-            if chosen.aim == "toward":
-                about = about.replace("its choice", "one action")
+    for name, attack in {**fixed, "timed": chosen}.items():
         played, _ = smoothed.play(episodes, f"attack/{name}/{budget:g}", attack, budget)
         interval = bootstrap(played.returns[:, None], mean)
         found[name] = {
@@ -155,15 +167,16 @@ def attacked(
             "least": float(played.returns.min()),
             "episodes": len(played.returns),
             "spent": played.spent,
-            "about": about,
+            "about": about if name == "timed" else "",
             "returns": played.returns,
         }
         say(f"{name} within {budget:g}: {interval.value:.4g}")
     return found
 
 
-def worst(smoothed: Smoothed, budget: float, length: int, first: Found) -> Any:
+def worst(smoothed: Smoothed, budget: float, first: Found) -> Gradient:
     """The candidate under which PILOT episodes earn least."""
+    length = max(episode.length for episode in first.episodes)
     candidates = timed(smoothed.policy, smoothed.sigma, length, first.seen)
     means = [smoothed.play(PILOT, "pilot", one, budget)[0].returns.mean() for one in candidates]
     return candidates[int(np.argmin(means))]

@@ -13,6 +13,7 @@ from upslope.control.evaluation import play_episodes
 from upslope.errors import UsageError
 from upslope.policies.control import ControlPolicy
 from upslope.tasks.environments import Episode
+from upslope.tasks.noise import noisy
 from upslope.tasks.opening import maker_of, open_environments
 
 SUFFIXES = (".mp4", ".gif")
@@ -90,8 +91,11 @@ def film_episodes(
     seed: int,
     settings: Mapping[str, Any] | None = None,
     deterministic: bool = True,
+    noise: float = 0.0,
 ) -> list[Episode]:
     """Plays `count` episodes of one copy of an environment and writes them to an .mp4 or a .gif, at its own frame rate.
+
+    `noise`: standard deviation of that on what the policy sees.
 
     Raises UsageError for another suffix, a missing package, or an environment that does not render.
     """
@@ -108,7 +112,7 @@ def film_episodes(
         return Filmed(made, film)
 
     filmed.__name__ = what
-    environments = open_environments(filmed, 1, seed, settings=values, convention=policy.convention)
+    environments = noisy(open_environments(filmed, 1, seed, settings=values, convention=policy.convention), noise)
     try:
         return play_episodes(policy, environments, count, deterministic=deterministic, seed=seed)
     finally:

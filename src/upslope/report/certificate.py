@@ -8,8 +8,10 @@ from xml.etree import ElementTree as ET
 import numpy as np
 
 from upslope.report.chart import Chart, Line, color_class, frame_of, text
-from upslope.report.figure import draw_figure
+from upslope.report.figure import TOP, draw_figure
 from upslope.runs.files import write_atomic
+
+ROWS = 5  # of the legend
 
 
 def write_certificate(found: Mapping[str, Any], out: Path) -> Path:
@@ -34,9 +36,9 @@ def draw_certificate(found: Mapping[str, Any]) -> ET.Element:
     style = (Path(__file__).parent / "chart.css").read_text(encoding="utf-8")
     svg = draw_figure([chart], style)
     frame = frame_of(chart)
-    for index, line in enumerate(lines):
-        y = frame.y.end + 16 * (index + 1) + 38
-        left = frame.x.end - 74
+    for index, line in enumerate(lines):  # below the curves, where they begin
+        column, row = divmod(index, ROWS)
+        left, y = frame.x.start + 20 + 76 * column, TOP - 8 + frame.y.start - 12 - 16 * (ROWS - 1 - row)
         ET.SubElement(svg, "path", {"d": f"M{left:.1f} {y - 4:.1f}h14", "class": f"line {color_class(line.color)}"})
         text(svg, left + 20, y, line.name, anchor="start")
     return svg
