@@ -75,7 +75,7 @@ def test_schedules_of_the_card():
         np.testing.assert_allclose(igt.eta_at(t), (2 / (t + 2)) ** 0.8)
         np.testing.assert_allclose(igt.lr_at(t), 0.1 * 2 / (t + 2))
         np.testing.assert_allclose([harpg.eta_at(t), n_harpg.eta_at(t)], 2 / (t + 2))
-        np.testing.assert_allclose(harpg.lr_at(t), 0.003 * (2 / (t + 2)) ** 0.5)
+        np.testing.assert_allclose(harpg.lr_at(t), 0.001 * (2 / (t + 2)) ** 0.5)
         np.testing.assert_allclose(n_harpg.lr_at(t), 0.1 * 2 / (t + 2))
     assert (igt.normalized, harpg.normalized, n_harpg.normalized) == (True, False, True)
 

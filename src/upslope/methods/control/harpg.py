@@ -5,7 +5,7 @@
     v_t     mean over the episodes of theta^ of grad Phi <sum over h of grad log pi, delta> + (Hessian of Phi) delta,
             delta = theta_t - theta_{t-1}                                                                   [P]
     u_t     (1 - eta_t)(u_{t-1} + v_t) + eta_t g(theta_t),  u_0 = g;   eta_t = 2 / (t + 2)
-    theta   theta + lr_t u_t;   lr_t = 0.003 (2 / (t + 2))^0.5
+    theta   theta + lr_t u_t;   lr_t = 0.001 (2 / (t + 2))^0.5
 
 Differs from n_pg_igt:  episodes are played at theta_t itself, and as many at theta^; the Hessian's products; no normalising,
     and other decays.
@@ -14,7 +14,7 @@ Expects:  as n_pg_igt; twice the episodes for each step.
 Source:  Fatkhullin et al. 2023 (arXiv:2302.01734), algorithm 2, in the form of the paper; after Salehkaleybar et al. 2022
     (arXiv:2205.08253).
 Deviations:  those of n_pg_igt. As many whole episodes at theta^ as at theta_t; theirs are 32 further steps.
-    lr is 0.003, theirs 0.1: on CartPole, where the first gradient's norm is 47, that makes a policy of one action in two steps,
+    lr is 0.001, theirs 0.1: on CartPole, where the first gradient's norm is 47, that makes a policy of one action in two steps,
     which has no gradient any more.
 Not this:  the authors' code, in which the outer product's sign is the opposite and means over the batch are multiplied.
 """
@@ -32,5 +32,5 @@ from upslope.registry import method
 )
 def harpg() -> Recipe:
     return n_pg_igt().replace(
-        optimizer=HessianMomentum(lr=0.003, lr_decay=0.5, eta=1.0, eta_decay=1.0, normalized=False)
+        optimizer=HessianMomentum(lr=0.001, lr_decay=0.5, eta=1.0, eta_decay=1.0, normalized=False)
     )
