@@ -11,8 +11,10 @@
     logged           TQ and SACo: what a log of transitions is worth             (`upslope diagnose data`)
     off_policy       IPS, WIS, per-decision, doubly robust, their effective sample size; FQE over finitely many states
     fitted           FQE with a network                                          (`upslope diagnose data --policy`)
+    sampling_error   how far actions that were drawn are from the policy's own
+    smoothing        what a policy on noisy observations earns under any attack  (`upslope certify`)
 
-All but the first and the last three are of policies that can be enumerated, or of numbers that are given.
+All but the first and the last five are of policies that can be enumerated, or of numbers that are given.
 """
 
 from upslope.diagnostics.calibration import brier, expected_calibration_error, overconfidence, pairwise_ranking
