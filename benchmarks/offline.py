@@ -29,7 +29,7 @@ from upslope.offline.making import split
 from upslope.offline.minari import METADATA
 from upslope.offline.spaces import space_of
 from upslope.offline.writing import write_minari
-from upslope.runs.statistics import bootstrap, interquartile_mean, paired_difference
+from upslope.runs.statistics import Interval, bootstrap, interquartile_mean, paired_difference
 
 SCORE = "eval/normalized_score"
 MIXTURE = "95 % random, 5 % expert"
@@ -94,6 +94,11 @@ def settings_of(entry: str, arm: Arm) -> tuple[str, ...]:
     return (*found, *filter(None, own.split(",")))
 
 
+def seeds_of(entry: str, arm: Arm) -> int:
+    """How many runs an entry has."""
+    return min(arm.seeds, SLOW_SEEDS) if entry.partition(":")[0] in SLOW else arm.seeds
+
+
 def jobs_of(name: str, arm: Arm, runs: Path, seeds: range) -> list[Job]:
     """The runs of an arm, seed by seed."""
     jobs = []
@@ -149,8 +154,8 @@ def run(names: Sequence[str], runs: Path, logs: Path, seeds: int | None, paralle
     count = max(seeds or arm.seeds for arm in chosen.values())
     for slow, seed, (name, arm) in itertools.product((False, True), range(count), chosen.items()):
         jobs = [job for job in jobs_of(name, arm, runs, range(seed, seed + 1)) if (job.method in SLOW) == slow]
-        wanted = seeds or (min(arm.seeds, SLOW_SEEDS) if slow else arm.seeds)
-        if seed >= wanted or all(finished(job.folder, arm.steps) for job in jobs):
+        jobs = [job for job in jobs if seed < (seeds or seeds_of(job.label, arm))]
+        if all(finished(job.folder, arm.steps) for job in jobs):
             continue
         data = data_of[name]
         if data is None:
@@ -208,15 +213,23 @@ def table(found: Found) -> list[str]:
         if other and shared:
             theirs = found.last(other)
             apart = paired_difference(*(np.array([which[seed] for seed in shared]) for which in (mine, theirs)))
-            cells += [f"`{other}`", f"{apart.value:+.1f} [{apart.low:+.1f}, {apart.high:+.1f}]"]
+            cells += [f"`{other}`", _difference(apart, len(shared))]
         else:
             cells += ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
+def _difference(found: Interval, seeds: int) -> str:
+    """With its interval, where there is more than one seed."""
+    bounds = f" [{found.low:+.1f}, {found.high:+.1f}]" if seeds > 1 else ""
+    return f"{found.value:+.1f}{bounds}"
+
+
 def _cell(values: np.ndarray) -> str:
     found = bootstrap(values, interquartile_mean)
+    if len(values) < 2:
+        return f"{found.value:.1f}"
     return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
 
 
@@ -233,7 +246,7 @@ def online_table(found: Found) -> list[str]:
         last = np.array(list(found.last(entry).values()))
         rise = paired_difference(last, first)
         cells = [f"`{entry}`", str(len(mine)), _cell(first), _cell(least), _cell(last)]
-        lines.append(f"| {' | '.join(cells)} | {rise.value:+.1f} [{rise.low:+.1f}, {rise.high:+.1f}] |")
+        lines.append(f"| {' | '.join(cells)} | {_difference(rise, len(mine))} |")
     return lines
 
 
@@ -270,6 +283,11 @@ def report(runs: Path, logs: Path, out: Path) -> None:
     found = found_in(runs)
     lines = ["# Study: learning from logs made at home", "", "Do the published orderings of offline methods hold?", ""]
     lines += [*_wrapped(SETUP), "", *logs_table(logs)]
+    done = sum(len(seeds) for one in found.values() for seeds in one.courses.values())
+    planned = sum(seeds_of(entry, arm) for arm in ARMS.values() for entry in arm.entries)
+    if done < planned:
+        text = f"Not all of it has been run: {done} of {planned} runs have finished, and `python benchmarks/offline.py` goes on."
+        lines += ["", text]
     for name, one in found.items():
         about = f"{SOURCES[one.arm.source].env}, {one.arm.quality}"
         lines += ["", f"## {name}: {about}", ""]

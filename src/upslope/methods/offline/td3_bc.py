@@ -7,7 +7,8 @@
 Differs from td3:  the actor's second term, and the scale of the first.
 Limits:  alpha -> 0 is bc; alpha -> infinity is td3, whose Adam does not see the scale. Rewards times a number, and Q with them:
     the same loss.
-Expects:  a log (--data). Observations are standardized by its mean and variance, in evaluation too.
+Expects:  a log (--data). Observations are standardized by its mean and variance, in evaluation too. Where |Q| is large beside
+    what Q differs by between actions (rewards of one sign, as Pendulum's), alpha = 2.5 leaves bc: raise behavior.alpha.
 Source:  Fujimoto and Gu 2021 (arXiv:2106.06860), equations 3 to 5; sfujim/TD3_BC, TD3_BC.py.
 Deviations:  standardized over sqrt(variance + 1e-8); theirs over deviation + 0.001.
 Not this:  rebrac, which sums over A, takes the lower critic, and penalizes the target, too.
