@@ -64,5 +64,5 @@ pairs better and still wins less reproduces with 2000 pairs (0.87 against 0.74 o
 |Q|, which comes to 250 where every reward is negative, while Q differs by a few between actions, so that the term that keeps to
 the log outweighs it; and the log's actions are mostly random. With alpha = 100, which is rebrac's ratio of the two terms for one
 dimension of action, it comes as far as rebrac: there the two differ by that weight alone. `prdc` and `a2pr` keep alpha = 2.5 and
-do not suffer from it: what they keep near is not this state's logged action but the nearest one, or one that the critic prefers.""",
+do not suffer from it: they keep near not this state's logged action but the nearest one, or one that the critic prefers.""",
 }
