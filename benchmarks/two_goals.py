@@ -147,7 +147,7 @@ READING = """\
   actions is on that side in nearly every state, and no other component gets a gradient.
 - SAC with the same mixture, whose entropy and gradient are the whole mixture's, has not learned to reach a goal in 3,000 actions;
   PMOE has, in all five seeds. Its actions are noisier than SAC's: the return of drawn actions is lower, that of the likeliest not.
-- Also seen: with alpha first 1, sac had not learned to reach a goal in 3,000 actions with the first three seeds. In one seed of
+- Also seen: with alpha first 1, sac had not learned to reach a goal in 3,000 actions with the first two seeds. In one seed of
   5,000 actions PMOE still went for one goal, and SAC reached none any more.
 - Longer runs over several seeds and other numbers of components were not tried."""
 
