@@ -60,6 +60,7 @@ def shared_critic() -> Recipe:
 
 ARMS: dict[str, Callable[[], Recipe]] = {
     "ospo": lambda: upslope.make("ospo"),
+    "ospo, fairness=0": lambda: upslope.make("ospo", fairness=0.0),
     "ospo, choice=agents": lambda: upslope.make("ospo", choice="agents"),
     "ospo@grpo": lambda: upslope.make("ospo@grpo"),
     "PPO, shared critic": shared_critic,

@@ -1,6 +1,6 @@
 """How many goals a policy still knows: PPO beside polychromic PPO in upslope/FourRooms-v0, after as many steps, over seeds.
 
-    python benchmarks/polychromic.py [--seeds 5] [--budget 100000] [--goals 4] [--scratch] [--only ARM ...]
+    python benchmarks/polychromic.py [--seeds 5] [--budget 40000] [--goals 4] [--scratch] [--only ARM ...]
 
 Every arm starts from the same policy, which has been shown the ways to all goals (or, with --scratch, from nothing).
 
@@ -27,6 +27,7 @@ ARMS: dict[str, tuple[str, dict[str, object]]] = {
     "ppo": ("ppo", {}),
     "ppo, gamma 1": ("ppo", {"gamma": 1.0}),
     "ppo, gamma 1, entropy 0.05": ("ppo", {"gamma": 1.0, "regularizer.coefficient": 0.05}),
+    "ppo, gamma 1, updates as polychromic": ("ppo", {"gamma": 1.0, "control": None, "regularizer": None, "epochs": 2}),
     "polychromic_ppo@control": ("polychromic_ppo@control", {}),
     "polychromic, gamma 1": ("polychromic_ppo@control", {"gamma": 1.0}),
     "polychromic, gamma 1, n = 1": ("polychromic_ppo@control", {"gamma": 1.0, "sets": 8, "size": 1}),
@@ -116,7 +117,7 @@ def figures(p: np.ndarray) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--budget", type=int, default=100_000)
+    parser.add_argument("--budget", type=int, default=40_000)
     parser.add_argument("--goals", type=int, default=4)
     parser.add_argument("--scratch", action="store_true")
     parser.add_argument("--only", nargs="*", default=list(ARMS))

@@ -24,7 +24,8 @@ Deviations:  exploration is by Gumbel noise, so the choice of an agent alone is 
     as there, a mini-batch whose KL is above 0.01 is left out and beta doubled, until the next step.
 Not this:  probabilities over the agents for each order (choice="agents"), which some descriptions of the method have: in the
     authors' code the softmax is over orders. IPPO and MAPPO: a learned value, of returns.
-Claim:  not tested
+Claim:  better than baselines with a value function: not at our scale, docs/results/dispatch.md. It is better than greedy
+    nearest, and loses to PPO with a shared critic where an order that pays more keeps its vehicle longer.
 """
 
 from dataclasses import dataclass
