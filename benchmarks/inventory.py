@@ -73,6 +73,8 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
     options |= {"task_settings": arm.task_settings, **arm.settings}
     with upslope.Trainer(arm.method, task=arm.task, steps=arm.steps, seed=seed, **options) as trainer:
         trainer.train()
+        if trainer.step < arm.steps:
+            raise SystemExit(f"{arm.name} was stopped after {trainer.step} steps; the next call begins it again.")
         policy = trainer.parts.policy
         rows = [row for row in trainer.rows if "return" in row]
         found = {"periods": rows[-1]["env_steps"], "returns": [row["return"] for row in rows]}
@@ -180,12 +182,26 @@ def page(found: dict[str, list[dict[str, Any]]]) -> str:
         "",
         *table(chosen["lake"], found, "share at the goal, likeliest action", lambda one: one["value"]),
         "",
-        *READING,
+        READING,
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
-READING: list[str] = []
+READING = """## What it says
+
+- **HDPO** is within 1 % of the known optimum in all five seeds after 819k simulated periods, which are 1,024 updates on 16
+  traces each; after 410k it is 1 to 4 % above. PPO and REINFORCE are far from it at 410k. They are not tuned further than
+  what stands at the top of the script (nor is HDPO, whose learning rate was tried at 3e-3 and 1e-2 on another seed): their
+  actions are a squashed Gaussian over all orders from 0 to 40, and much of what they play early on is backlogs and stocks of
+  hundreds. PPO still improves at the end.
+- **With lost sales** HDPO is about 1 % above the least cost of dynamic programming, the demand's noise included.
+- **PDPPO is not better than PPO here.** In lot sizing the same recipe with V alone, which is PPO with a baseline on
+  normalised returns, comes nearer to the optimum in the mean, and so does `ppo`; on FrozenLake both do. Its advantage lets
+  one expect that: V^x of stock plus order knows the action, so with good critics the mean of A given an action is max(0, Q -
+  V), which is less to learn from than Q - V; and of two critics only the smaller one learns. The authors' lot sizing has
+  several items and machines, and 60 epochs an update where these runs have 10, and their PPO is that of their own code.
+- Five seeds say little about differences of a standard deviation between seeds. None of the methods for discrete actions is
+  near the optimum of lot sizing after 192k actions."""
 
 
 def main() -> None:

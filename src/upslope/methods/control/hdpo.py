@@ -17,7 +17,9 @@ Deviations:  1,024 traces in mini-batches of 32 instead of 32,768 in batches of 
     many simulated periods, and the gradient of few traces is good enough. The run ends after its steps instead of by a held-out
     set. Holding and penalty cost and lead time, which are the same for all traces, are no inputs of the network. The mean is not
     over stores, whose costs are added.
-Claim:  near the optimum where that is known, with less depending on settings than REINFORCE: docs/results/inventory.md.
+Claim:  near the optimum where that is known: reproduced, 0.2 to 0.6 % above it in five seeds of one backlogged store after 819k
+    simulated periods, where after 410k HDPO is 1 to 4 % above, PPO 7 to 65 % and REINFORCE many times the cost
+    (docs/results/inventory.md).
 Not this:  gradients by a learned model of the environment; gradients of rewards with respect to drawn actions (SVG).
 """
 
