@@ -15,6 +15,9 @@ Source:  Kumar, Levine, Feizi 2022 (arXiv:2106.11420), theorem 1 and section 4; 
 Deviations:  PPO where the authors trained DQN. Integer returns: Clopper-Pearson at alpha / M for each of the M whole numbers
     that the time limit allows; others: the DKW band at the returns seen.
 Not this:  adversarial training; a certificate of the likeliest action without noise; bounds per step (CROP, arXiv:2106.09292).
+Claim:  no attack goes below the certificate, which is not vacuous: reproduced in the study "certificate" (CartPole-v1 of 200 steps,
+    one run for each noise): sigma = 0.2 certifies 155.1 at B = sigma and 116.9 at 2 sigma, where the strongest of eight attacks
+    leaves 172.0 and 158.4 of 183.3; of 80 means of 1,000 attacked episodes none is below its bound.
 """
 
 from upslope.methods.control.ppo import ppo
