@@ -133,9 +133,9 @@ below the certified one. What is certified is the expected return and, for each 
 episode may earn less than the certified mean, as it may without an adversary. Of {shares} frequencies of reaching a threshold under
 attack, {lower} are below the certified probability by more than chance (an upper bound at 99.9 %).
 
-One training run for each noise. The bound says something at every budget here. The attacks that add up over the episode hurt most
-(`timed` chooses one of them, `learned` is one); none comes near the bound, which holds for any attack. Noise is not free: more of
-it is a policy that earns less to begin with.
+One training run for each noise. The bound says something at every budget here. Attacks that push one way at many steps hurt most:
+`learned`, and `timed`, which chose fifty strikes from the beginning on at every budget. None comes near the bound, which holds for
+any attack. Noise is not free: more of it is a policy that earns less to begin with.
 """
 
 
