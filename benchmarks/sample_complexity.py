@@ -204,7 +204,7 @@ def main() -> None:
         lines.append(
             f"| `{name}` | {rate:g} | {gaps[-1].mean():.4f} | {np.median(gaps[-1]):.6f} | {slope(at, gaps, np.mean)} | "
             f"{slope(at, gaps, np.median)} | {THEORY[name]} | "
-            f"{np.median(error[len(error) // 4]):.4f} | {np.median(error[-1]):.6f} |"
+            f"{np.median(error[len(error) // 4]):.2g} | {np.median(error[-1]):.2g} |"
         )
         print(lines[-1], flush=True)
     write(given, lines, courses)

@@ -9,6 +9,9 @@ Expects:  as harpg.
 Source:  Fatkhullin et al. 2023 (arXiv:2302.01734), algorithm 2.
 Deviations:  those of harpg.
 Not this:  n_pg_igt, which needs no second episodes and no Hessian.
+Claim:  eps^-2 trajectories to within eps of the best policy: not reproduced on a table of logits, which is outside the theorem
+    (benchmarks/sample_complexity.py, 40 runs): the gap's slope is -0.21 [-0.29, -0.15] for the mean and -0.60 [-0.89, -0.15]
+    for the median run, the plain gradient's -0.36 [-0.56, -0.23] and -0.76 [-0.82, -0.70].
 """
 
 from upslope.methods.control.harpg import harpg
