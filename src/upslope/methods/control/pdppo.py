@@ -17,8 +17,8 @@ Source:  2504.05150; the authors' code (leokan92/pdppo, Lot-sizing/agents/PDPPO.
 Deviations:  one learning rate, 1e-3, for all networks; theirs is 5.5e-4 for the actor. In their code Adam is given the actor's last
     layer only where actions are discrete, so that the layers below stay as they were drawn; here all layers learn. Weight decay is
     AdamW's. Their FrozenLake script chooses actions with the critic of states where that of post-decision states is meant.
-Claim:  up to twice PPO's best reward, faster and steadier: not reproduced. In lot sizing with one item and on FrozenLake the same
-    recipe with V alone, and ppo, are better in the mean of five seeds (docs/results/inventory.md).
+Claim:  up to twice PPO's best reward, faster and steadier: not reproduced. In lot sizing with one item the same recipe
+    with V alone earns more, and ppo no less; on FrozenLake ppo does, over five seeds (docs/results/inventory.md).
 Not this:  a critic of post-decision states alone (advantage.critics=critic.critics=post_decision), which the paper compares with.
 """
 
