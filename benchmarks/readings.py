@@ -60,11 +60,12 @@ not: what the gap was made of is coverage. Nor does it help to sample anew and l
 pairs, when it has a number of its own for every sequence and generalizes to none. That offline training orders the reference's
 pairs better and still wins less reproduces with 2000 pairs (0.87 against 0.74 of them, win rates of 0.85 and 0.96 at the end); with
 128 it wins less and orders them alike.""",
-    "offline": """TD3+BC on Pendulum is BC at its published alpha = 2.5, and nothing is wrong with it: lambda divides by the mean of
-|Q|, which comes to 250 where every reward is negative, while Q differs by a few between actions, so that the term that keeps to
-the log outweighs it; and the log's actions are mostly random. With alpha = 100, which is rebrac's ratio of the two terms for one
-dimension of action, it comes as far as rebrac: there the two differ by that weight alone. `prdc` and `a2pr` keep alpha = 2.5 and
-do not suffer from it: they keep near not this state's logged action but the nearest one, or one that the critic prefers.""",
+    "offline": """Read off one seed each so far. TD3+BC on Pendulum is BC at its published alpha = 2.5, and nothing is wrong with
+it: lambda divides by the mean of |Q|, which comes to 250 where every reward is negative, while Q differs by a
+few between actions, so that the term that keeps to the log outweighs it; and the log's actions are mostly
+random. With alpha = 100, which is rebrac's ratio of the two terms for one dimension of action, it comes as far
+as rebrac: there the two differ by that weight alone. `prdc` and `a2pr` keep alpha = 2.5 and do not suffer from
+it: they keep near not this state's logged action but the nearest one, or one that the critic prefers.""",
     "sample_complexity": """The order that the theory gives does not show: the plain gradient ends with the smallest mean gap,
 HARPG a little behind, the two with normalised steps that fall as 1 / t far behind. The means are made by the runs that are
 furthest behind: the medians are about a fifth of them or less. Slopes of the mean are between -0.20 and -0.38, those of the
