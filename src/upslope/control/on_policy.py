@@ -15,7 +15,7 @@ from upslope.control.evaluation import play_episodes, return_metrics
 from upslope.control.learning import MODEL_COLUMNS
 from upslope.control.playing import Player
 from upslope.errors import UsageError
-from upslope.parts.network import MLP
+from upslope.parts.network import MLP, POINTS
 from upslope.parts.optimizing import Optimizing
 from upslope.parts.steps import StepUpdate
 from upslope.policies.control import ControlPolicy, Critic
@@ -245,6 +245,11 @@ def check_recipe(recipe: Recipe, config: Config) -> None:
         raise UsageError(
             f"'{recipe.name}' reads {', '.join(absent)}, which playing in an environment "
             f"{'without a critic ' if recipe.critic is None else ''}does not make. Call the recipe on a Batch of your own."
+        )
+    if getattr(recipe.policy, "distribution", "") in POINTS and "cost" not in recipe.needs:
+        raise UsageError(
+            f"'{recipe.name}' learns from log-probs of drawn actions, which a policy of one action does not have. Set "
+            "policy.distribution=gaussian or squashed."
         )
     if config.optimizer != OptimizerConfig():
         raise UsageError(

@@ -158,6 +158,11 @@ def test_what_has_no_pathwise_gradient_is_refused(task, changed, message):
         Trainer("hdpo", task=task, steps=1, **(changed if "rollout" in changed else {**SMALL, **changed}))
 
 
+def test_policies_of_one_action_learn_through_a_cost_alone():
+    with pytest.raises(UsageError, match="a policy of one action does not have"):
+        Trainer("ppo@continuous", task="upslope/Inventory-v0", steps=1, **{"policy.distribution": "softplus"})
+
+
 def test_traces_need_something_to_play():
     with pytest.raises(UsageError, match=r"Traces\.steps is 0"):
         Traces(steps=0)
