@@ -69,19 +69,12 @@ def batch_of(
         "teacher_kl": 0.2 + 0.1 * logp.sin(),
         "divergence": 0.3 + 0.2 * logp.cos(),
         **_played(logp),
-        **_played(logp),
     }
     made = {**made, **columns}
     rest = normal(*mask.shape, VOCABULARY)
     if "log_distribution" not in made and made["tokens"].shape == made["logp"].shape:
         made["log_distribution"] = _distribution(made["logp"].detach(), made["tokens"], rest)
     return Batch(**made)
-
-
-def _played(logp: Tensor) -> dict[str, Tensor]:
-    """Columns of what was played in an environment, made up from log-probs [R, T]."""
-    return {
-    }
 
 
 def _played(logp: Tensor) -> dict[str, Tensor]:

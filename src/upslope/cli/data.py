@@ -1,13 +1,17 @@
 """upslope data make --env ENV --quality QUALITY --out DIR"""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from upslope.cli.train import Repeated, resolve, train
 from upslope.errors import UsageError
 from upslope.offline.found import need_h5py
+
+if TYPE_CHECKING:
+    from upslope.offline.making import Request
 
 
 def command(
@@ -49,51 +53,53 @@ def command(
         run: the training run's folder; one under runs/ where not given, by method, env and seed.
         set: path=value, settings of the training run, as for train; repeatable.
     """
-    from upslope.compare import finished
-    from upslope.offline.making import QUALITIES, Request, already_made, choose, make_log
+    from upslope.offline.making import QUALITIES, Request, already_made
 
     if checkpoints < 1 or steps < 1:
         raise UsageError(f"data make: --steps {steps} --checkpoints {checkpoints}: at least 1 of each.")
     places = {name: out / name for name in QUALITIES} if quality == "all" else {quality: out}
     wanted = {place: Request(name, transitions, seed) for name, place in places.items()}
     need_h5py()
-    left = {
-        place: request
-        for place, request in wanted.items()
-        if not already_made(place, request, task=env, method=method, steps=steps)
-    }
-    for place in (place for place in wanted if place not in left):
-        print(f"{place} has this log already.")
+    made = {place for place, one in wanted.items() if already_made(place, one, task=env, method=method, steps=steps)}
+    left = {place: one for place, one in wanted.items() if place not in made}
+    print("".join(f"{place} has this log already.\n" for place in sorted(made)), end="")
     if not left:
         return 0
     plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in env)
     folder = run or Path("runs", f"data-{Path(method).stem}-{plain}-{seed}")
     every = max(1, steps // checkpoints)
     own = (f"checkpoint_every={every}", f"keep_checkpoints={steps + 1}", f"eval.every={every}", "eval.episodes=10")
-    resume = (folder / "config.yaml").is_file()
-    if resume:
-        _same(folder, env, method, seed)
+    resume = _same(folder, env, method, seed)
     given = {"task": env, "steps": steps, "seed": seed}
     config = resolve(method, given, (*own, *set), config=None, out=folder, resume=resume)
-    if code := train(config, folder, resume):
-        return code
-    if not finished(folder, steps):  # its best checkpoint is not the expert yet
+    return train(config, folder, resume) or _make(folder, steps, left)
+
+
+def _make(run: Path, steps: int, wanted: Mapping[Path, "Request"]) -> int:
+    """Logs of a run that has been trained; 1 where it has not been, to its end."""
+    from upslope.compare import finished
+    from upslope.offline.making import choose, make_log
+
+    if not finished(run, steps):  # its best checkpoint is not the expert yet
         print("no log is made of a run that was stopped; the same command goes on with it.")
         return 1
-    tiers = choose(folder, next(iter(left.values())))
-    for place, request in left.items():
-        _tell(make_log(folder, place, request, tiers), place)
+    tiers = choose(run, next(iter(wanted.values())))
+    for place, request in wanted.items():
+        _tell(make_log(run, place, request, tiers), place)
     return 0
 
 
-def _same(folder: Path, env: str, method: str, seed: int) -> None:
-    """Raises UsageError where the training run of that folder is another one."""
+def _same(folder: Path, env: str, method: str, seed: int) -> bool:
+    """Whether the training run is in that folder already. Raises UsageError where it is another one."""
     from upslope.config import read_config
 
+    if not (folder / "config.yaml").is_file():
+        return False
     there, wanted = read_config(folder / "config.yaml"), {"task": env, "method": method, "seed": seed}
     if other := [name for name, value in wanted.items() if there.get(name, value) != value]:
         was = ", ".join(f"{name} {there[name]!r}" for name in other)
         raise UsageError(f"the training run in {folder} is of {was}. Choose another --run, or leave it out.")
+    return True
 
 
 def _tell(found: dict[str, Any], out: Path) -> None:

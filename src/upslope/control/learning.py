@@ -162,7 +162,9 @@ class StepUpdater:
         if not known or (self.critic is not None and self.critic.shared):
             return None, None
         actor = dense(self.policy.body, self.policy.head)
-        critic = None if self.critic is None else dense(self.critic.body, self.critic.head)
+        critic = None
+        if self.critic is not None and self.critic.body is not None:
+            critic = dense(self.critic.body, self.critic.head)
         return _left_to(self.learner, actor), _left_to(self.learner if self.joint else self.critic_learner, critic)
 
     def _learner(self, parameters: list[nn.Parameter], total: int) -> Any:
@@ -280,10 +282,12 @@ class StepUpdater:
         """
         actor = self._networks[0]
         seen = self.policy.normalized(mini.observation)
-        features = self.policy.body(seen) if actor is None else None
-        found = (
-            self.policy.distribution_at(features) if actor is None else self.policy.distribution_of(actor.outputs(seen))
-        )
+        features: Tensor | None = None
+        if actor is None:
+            features = self.policy.body(seen)
+            found = self.policy.distribution_at(features)
+        else:
+            found = self.policy.distribution_of(actor.outputs(seen))
         columns = {"logp": found.log_prob(mini.action)}
         if self.needs_entropy:
             columns["entropy"] = found.entropy()
@@ -311,7 +315,7 @@ class StepUpdater:
         assert critic is not None
         if plain is not None:
             return plain.outputs(seen).squeeze(-1)
-        if not critic.shared:
+        if critic.body is not None:
             features = critic.body(seen)
         elif features is None:
             features = self.policy.body(seen)

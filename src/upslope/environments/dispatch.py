@@ -35,7 +35,7 @@ class Dispatch(gymnasium.Env[Observation, np.ndarray]):
     to origins. The layout is what `upslope.policies.assignment.PairPolicy` reads of any environment.
     """
 
-    metadata = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Dispatch(gymnasium.Env[Observation, np.ndarray]):
         self.shown, self.patience = shown, patience
         self.fee, self.fare, self.pickup_cost = fee, fare, pickup_cost
         box = lambda *shape: spaces.Box(-np.inf, np.inf, shape, np.float32)  # noqa: E731
-        self.observation_space = spaces.Dict(
+        self.observation_space = spaces.Dict(  # type: ignore[assignment]
             {
                 "pairs": box(vehicles, shown, len(PAIR)),
                 "open": spaces.MultiBinary((vehicles, shown)),

@@ -22,7 +22,7 @@ class FourRooms(gymnasium.Env[np.int64, np.int64]):
     After Sutton, Precup, Singh 1999 (Artificial Intelligence 112), section 4, whose rooms have one goal.
     """
 
-    metadata = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(self, size: int = 11, goals: int = 4, slip: float = 0.0) -> None:
         if size < 7 or size % 2 == 0:

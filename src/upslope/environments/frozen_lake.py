@@ -24,7 +24,7 @@ class FrozenLake(FrozenLakeEnv):
         """
         cells = np.asarray(observations).argmax(-1)
         place = np.stack([cells // self.ncol, cells % self.ncol], -1)
-        ground = self.desc.ravel()
+        ground = np.asarray(self.desc).ravel()
         moves = np.where(np.isin(ground[cells], [b"H", b"G"])[:, None], 0, MOVES[np.asarray(actions)])
         meant = np.clip(place + moves, 0, [self.nrow - 1, self.ncol - 1])
         return np.eye(self.nrow * self.ncol, dtype=np.float32)[meant[:, 0] * self.ncol + meant[:, 1]]

@@ -110,7 +110,7 @@ class PointMaze(gymnasium.Env[np.ndarray, np.ndarray]):
                 ways.append(math.dist(self.place, (x + 0.5, y + 0.5)) + steps[x, y] + last)
         return min(ways)
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]  # RenderFrame is any type
+    def render(self) -> np.ndarray | None:
         """An image [height, width, 3] uint8: walls dark, the goal green, the point blue. None without render_mode."""
         if self.render_mode is None:
             return None

@@ -90,7 +90,7 @@ def make_log(run: Path, out: Path, request: Request, tiers: Tiers | None = None)
     facts |= {"episodes": len(episodes), "steps_logged": sum(len(one.rewards) for one in episodes)}
     facts["score_mean"] = normalized_score(facts["return_mean"], references)
     about = {
-        "dataset_id": dataset_id(config.task, request.quality),
+        "dataset_id": dataset_id(str(config.task), request.quality),
         "algorithm_name": config.method,
         "ref_min_score": tiers.random_return,
         "ref_max_score": tiers.expert_return,

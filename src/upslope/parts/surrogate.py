@@ -1,7 +1,7 @@
 """What is differentiated: losses per token [R, T] or per sequence [R], to be minimised."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ class ScheduledClip(ClippedRatio):
     def stats(self, batch: Batch) -> Stats:
         return clip_stats(batch.advantage, token_ratio(batch), *self._bounds(batch))
 
-    def _bounds(self, batch: Batch) -> tuple[Bound, Bound]:
+    def _bounds(self, batch: Batch) -> tuple[Any, Any]:
         if self.schedule == "constant":
             return self.ratio_low, self.ratio_high
         left = (1 - batch.progress).unsqueeze(1)

@@ -103,7 +103,9 @@ class PairPolicy(ControlPolicy):
         pairs = parts["pairs"][row, agent] if of_agent else parts["pairs"][row, :, order]
         rivals = parts["open"][row, agent] if of_agent else parts["open"][row, :, order]
         own = parts["workers"][row, agent]
-        seen = np.concatenate([pairs.reshape(len(row), self.rivals * self.layout.pair), rivals, own], 1).astype(np.float32)
+        seen = np.concatenate([pairs.reshape(len(row), self.rivals * self.layout.pair), rivals, own], 1).astype(
+            np.float32
+        )
         return seen, order if of_agent else agent
 
     @property
@@ -146,7 +148,7 @@ def assign(value: np.ndarray, open_: np.ndarray) -> np.ndarray:
     from scipy.optimize import linear_sum_assignment
 
     action = np.zeros(len(value), dtype=np.int64)
-    agents, orders = open_.any(1).nonzero()[0], open_.any(0).nonzero()[0]
+    agents, orders = np.flatnonzero(open_.any(1)), np.flatnonzero(open_.any(0))
     block = np.ix_(agents, orders)
     chosen, taken = linear_sum_assignment(np.where(open_[block], -value[block], CLOSED))
     real = open_[block][chosen, taken]

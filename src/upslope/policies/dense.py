@@ -65,9 +65,9 @@ class Dense:
             x.relu_()
 
 
-def dense(body: "Body | None", head: nn.Linear) -> Dense | None:
+def dense(body: "Body", head: nn.Linear) -> Dense | None:
     """The network, if it is plain: float32 layers on the CPU with one of ACTIVATIONS and nothing between them."""
-    if body is None or not hasattr(body, "layers") or len(body.norms) or body.settings.activation not in ACTIVATIONS:
+    if not hasattr(body, "layers") or len(body.norms) or body.settings.activation not in ACTIVATIONS:
         return None
     made = Dense(body, head, body.settings.activation)
     plain = all(one.dtype == torch.float32 and one.device.type == "cpu" for one in made.parameters)

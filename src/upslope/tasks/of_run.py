@@ -62,7 +62,7 @@ def run_environment(run: str | Path) -> RunEnvironment:
     config = config_from(read_config(place / "config.yaml"), where=str(place / "config.yaml"))
     recipe = make(config.method, **config.settings)
     noise = float(getattr(recipe.rollout, "observation_noise", 0.0))
-    scaling = Scaling(**seen, **_of_reward(recipe.reward, place, folder))
+    scaling = Scaling(**(seen | _of_reward(recipe.reward, place, folder)))
     return RunEnvironment(config.task, dict(config.task_settings), policy.convention, scaling, noise)
 
 

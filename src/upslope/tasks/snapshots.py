@@ -28,7 +28,7 @@ class Resettable:
     total: np.ndarray
     observation: np.ndarray
 
-    def spare(self, count: int) -> "Resettable":
+    def spare(self, count: int) -> Any:
         """`count` further copies of the same environment, to `put` into states of these. Raises UsageError where none can be."""
         raise UsageError(
             f"{self.name} cannot be reset to a state that it was in. Pass a registered id, or a class or function that makes a "
