@@ -6,9 +6,11 @@ from typing import ClassVar
 import pytest
 import torch
 
-from upslope import UsageError, make
+from upslope import Trainer, UsageError, make
 from upslope.batch import COLUMNS
 from upslope.collect import SAMPLED_COLUMNS, first_batch
+from upslope.config import Config
+from upslope.control.on_policy import check_recipe
 from upslope.parts.sampling import Uniform
 from upslope.recipe import Part
 from upslope.rollout import Example, Outcome, Rollouts
@@ -16,8 +18,7 @@ from upslope.setup import check_columns
 from upslope.testing import methods_on_batches
 
 NOT_TRAINED_HERE = {"grpo_guard": "step_size"}
-"""Methods that nothing here trains, and a column of theirs that nothing makes."""
-"""Their columns come from a sampler of images."""
+"""Methods that nothing here trains, and a column of theirs that nothing makes: it comes from a sampler of images."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,11 @@ class Altering(Reads):
 
 @pytest.mark.parametrize("name", sorted(set(methods_on_batches()) - NOT_TRAINED_HERE.keys()))
 def test_every_method_finds_its_columns(name):
-    check_columns(make(name))
+    recipe = make(name)
+    if recipe.trainer() is Trainer:
+        check_columns(recipe)
+    else:
+        check_recipe(recipe, Config(method=name, task="CartPole-v1"))
 
 
 @pytest.mark.parametrize(("name", "column"), NOT_TRAINED_HERE.items())

@@ -24,7 +24,12 @@ CASES = [
         2,
         ("does not take --stepz", "Did you mean --steps?", "train --help"),
     ),
-    Case("unknown command beside none", "frobnicate", 2, ("no command 'frobnicate'", "train, eval, data, compare")),
+    Case(
+        "unknown command beside none",
+        "frobnicate",
+        2,
+        ("no command 'frobnicate'", "train, eval, certify, data, compare"),
+    ),
     Case("unknown method", "train gpro --task chain_sum", 2, ("no method 'gpro'", "Did you mean", "grpo")),
     Case("no method", "train --task chain_sum", 2, ("which method?", "upslope methods")),
     Case("unknown method, show", "show gpro", 2, ("no method 'gpro'", "Did you mean", "grpo")),

@@ -69,17 +69,6 @@ def test_without_a_past_it_is_the_policy_gradient(kind, normalized):
         torch.testing.assert_close(parameter.detach(), theta)
 
 
-def test_schedules_of_the_card():
-    igt, harpg, n_harpg = (make(name).optimizer for name in METHODS)
-    for t in (0, 1, 7, 500):
-        np.testing.assert_allclose(igt.eta_at(t), (2 / (t + 2)) ** 0.8)
-        np.testing.assert_allclose(igt.lr_at(t), 0.1 * 2 / (t + 2))
-        np.testing.assert_allclose([harpg.eta_at(t), n_harpg.eta_at(t)], 2 / (t + 2))
-        np.testing.assert_allclose(harpg.lr_at(t), 0.001 * (2 / (t + 2)) ** 0.5)
-        np.testing.assert_allclose(n_harpg.lr_at(t), 0.1 * 2 / (t + 2))
-    assert (igt.normalized, harpg.normalized, n_harpg.normalized) == (True, False, True)
-
-
 def bandit(parameter, reward, actions, weights):
     """Closures of episodes of one action each, `weights` [R] being their shares of the mean."""
 
@@ -206,26 +195,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name, tmp_path):
     again = state_of(resumed)
     for key, value in state_of(whole).items():
         assert torch.equal(value, again[key]), key
-
-
-def test_who_plays_is_ahead_and_who_is_kept_is_not(tmp_path):
-    """The episodes' log-probs are those of the look-ahead parameters, and the policy is put back before it learns."""
-    with Trainer("n_pg_igt", task="CartPole-v1", steps=3, **SMALL) as trainer:
-        trainer.train()
-        updater, policy = trainer.parts.updater, trainer.parts.policy
-        kept, ahead = updater.learner.flat.clone(), updater.learner.place()
-        assert not torch.equal(kept, ahead)
-        found = updater.play(trainer.parts.player, (0, 4))
-        assert torch.equal(updater.learner.flat, kept)
-        with updater.learner.at(ahead), torch.no_grad():
-            logp = policy.distribution(found.played.observation).log_prob(found.played.action)
-        torch.testing.assert_close(found.batch.logp, torch.where(found.batch.mask, logp, 0.0))
-
-
-def test_hessian_episodes_are_counted_and_played_from_the_second_step_on():
-    with Trainer("n_harpg", task="CartPole-v1", steps=3, **SMALL) as trainer:
-        trainer.train()
-    assert [row["episodes"] for row in trainer.rows[1:]] == [2, 6, 10]
 
 
 @pytest.mark.parametrize(
