@@ -1,12 +1,13 @@
 """The contract itself: a sound method passes, and each defect is caught and named."""
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
 from upslope import UsageError
 from upslope.registry import read_method
-from upslope.testing import batch_of, check_method, finite_differences
+from upslope.testing import batch_of, check_method, check_resume, finite_differences
 
 PAGE = '''"""Mine: a method.
 
@@ -110,3 +111,32 @@ def test_batch_of_is_seeded_ragged_and_on_policy():
 def test_finite_differences():
     at = np.array([[1.0, 2.0], [3.0, -1.0]])
     np.testing.assert_allclose(finite_differences(lambda x: (x**3).sum(), at), 3 * at**2, rtol=1e-6)
+
+
+class Unrepeatable(gymnasium.Env):
+    """Draws from another generator than its own."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-9, 9, (1,)), gymnasium.spaces.Discrete(2)
+    drawn = np.random.default_rng(0)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.drawn.normal(size=1).astype(np.float32), {}
+
+    def step(self, action):
+        return self.drawn.normal(size=1).astype(np.float32), 1.0, bool(self.drawn.random() < 0.2), False, {}
+
+
+def test_a_run_that_goes_on_otherwise_is_told(tmp_path):
+    small = {
+        "eval": {"episodes": 0},
+        "threads": 1,
+        "rollout.environments": 2,
+        "rollout.steps": 16,
+        "checkpoint_every": 2,
+    }
+    check_resume("a2c", tmp_path / "good", killed=3, steps=4, task="CartPole-v1", **small)
+    with pytest.raises(AssertionError, match="after resuming"):
+        check_resume("a2c", tmp_path / "bad", killed=3, steps=4, task=Unrepeatable, **small)
+    with pytest.raises(AssertionError, match="no step 9"):
+        check_resume("a2c", tmp_path / "late", killed=9, steps=2, task="CartPole-v1", **small)

@@ -1,7 +1,8 @@
 """The contract that every method keeps, for our tests and for anybody's own methods: `check_method(name)`."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from upslope.batch import SOURCES, Batch
 from upslope.errors import UsageError
 from upslope.recipe import Recipe
 from upslope.registry import HEADINGS, find, list_methods, make
+
+if TYPE_CHECKING:
+    from upslope.trainer import Trainer
 
 VOCABULARY = 7
 
@@ -164,6 +168,47 @@ def check_method(name: str, **columns: Any) -> None:
     check_failed_rewards(recipe, batch)
     check_extremes(recipe, batch)
     check_page(name)
+
+
+class KilledError(Exception):
+    """What `check_resume` ends a run with."""
+
+
+def check_resume(method: str, folder: Path, *, killed: int, **settings: Any) -> tuple["Trainer", "Trainer"]:
+    """Trains a run, and another that is killed after step `killed` and resumed from its newest checkpoint before that.
+
+    Returns both trainers. AssertionError where the policies' weights, or what was logged of the steps after the checkpoint, are
+    not the same, bit for bit. `settings` are those of `Trainer`; `checkpoint_every` less than `killed` is among them.
+    """
+    from upslope.trainer import Trainer
+
+    with Trainer(method, out=folder / "whole", **settings) as whole:
+        whole.train()
+
+    def kill(step: int, row: dict[str, Any]) -> None:
+        if step == killed:
+            raise KilledError
+
+    try:
+        with Trainer(method, out=folder / "cut", on_row=kill, **settings) as cut:
+            cut.train()
+    except KilledError:
+        pass
+    else:
+        raise AssertionError(f"{method} had no step {killed} to be killed after")
+    with Trainer(method, out=folder / "cut", resume=True, **settings) as resumed:
+        assert 0 < resumed.step < killed, f"the checkpoint is of step {resumed.step}: nothing is resumed"
+        first = resumed.step
+        resumed.train()
+    again = resumed.parts.policy.state_dict()
+    for name, value in whole.parts.policy.state_dict().items():
+        assert torch.equal(value, again[name]), f"{method}: {name} is another one after resuming"
+    for one, other in zip([row for row in whole.rows if row["step"] > first], resumed.rows, strict=True):
+        for name, value in one.items():
+            timed = name.startswith("time/") or "per_second" in name
+            same = timed or value == other[name] or (value != value and other[name] != other[name])
+            assert same, f"{method}: {name} of step {one['step']} is {other[name]} after resuming, was {value}"
+    return whole, resumed
 
 
 def check_columns(recipe: Recipe, batch: Batch) -> None:

@@ -12,6 +12,7 @@ from upslope.control.assigning import AssignmentPlayer
 from upslope.parts.assignment import Assignments, PairScores
 from upslope.parts.steps import Steps
 from upslope.tasks.opening import open_environments
+from upslope.testing import check_resume
 
 CITY = {"vehicles": 5, "shown": 4, "rate": 1.5, "horizon": 12, "size": 5}
 RUN = {"task": "upslope/Dispatch-v0", "task_settings": CITY, "threads": 1, "eval": {"episodes": 2}}
@@ -64,23 +65,7 @@ def test_what_an_agent_did_is_what_its_row_says():
 @pytest.mark.parametrize("method", ["ospo", "ospo@grpo"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(method, tmp_path):
     settings = {**RUN, "steps": 5, "beta": 0.5, "epochs": 3, "minibatches": 2}
-    with Trainer(method, out=tmp_path / "whole", **settings) as whole:
-        whole.train()
-
-    def kill(step, row):
-        if step == 4:
-            raise KeyboardInterrupt
-
-    with (
-        pytest.raises(KeyboardInterrupt),
-        Trainer(method, out=tmp_path / "cut", checkpoint_every=2, on_row=kill, **settings) as cut,
-    ):
-        cut.train()
-    with Trainer(method, out=tmp_path / "cut", resume=True, checkpoint_every=2, **settings) as again:
-        assert again.step < 5
-        again.train()
-    for name, value in whole.parts.policy.state_dict().items():
-        assert torch.equal(value, again.parts.policy.state_dict()[name]), name
+    check_resume(method, tmp_path, killed=4, checkpoint_every=2, **settings)
 
 
 def test_train_report_and_eval_at_the_command_line(tmp_path, capsys):

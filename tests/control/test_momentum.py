@@ -10,7 +10,7 @@ from upslope.control.momentum import HessianLearner, LookAheadLearner, MomentumL
 from upslope.exact import ExactLab
 from upslope.parts.discount import FromStart
 from upslope.parts.momentum import GradientMomentum, HessianMomentum, LookAhead
-from upslope.testing import batch_of, value_and_gradient
+from upslope.testing import batch_of, check_resume, value_and_gradient
 
 METHODS = ["n_pg_igt", "harpg", "n_harpg"]
 SMALL = {"eval": {"episodes": 0}, "threads": 1, "rollout.environments": 2, "rollout.episodes": 2}
@@ -175,26 +175,9 @@ def state_of(trainer):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name, tmp_path):
     task = "Pendulum-v1" if name == "n_harpg" else "CartPole-v1"
-    settings = {**SMALL, "task": task, "steps": 5}
-    with Trainer(name, out=tmp_path / "whole", **settings) as whole:
-        whole.train()
-
-    class KilledError(Exception):
-        pass
-
-    def kill(step, row):
-        if step == 4:
-            raise KilledError
-
-    settings = {**settings, "checkpoint_every": 3, "out": tmp_path / "cut"}
-    with pytest.raises(KilledError), Trainer(name, on_row=kill, **settings) as cut:
-        cut.train()
-    with Trainer(name, resume=True, **settings) as resumed:
-        assert resumed.step == 3
-        resumed.train()
-    again = state_of(resumed)
-    for key, value in state_of(whole).items():
-        assert torch.equal(value, again[key]), key
+    one, other = map(state_of, check_resume(name, tmp_path, killed=4, task=task, steps=5, checkpoint_every=3, **SMALL))
+    for key, value in one.items():
+        assert torch.equal(value, other[key]), key
 
 
 @pytest.mark.parametrize(

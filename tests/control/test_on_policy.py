@@ -21,6 +21,7 @@ from upslope.parts.network import MLP
 from upslope.parts.steps import Episodes, Steps
 from upslope.policies.control import ControlPolicy, Critic
 from upslope.tasks.environments import Copies
+from upslope.testing import check_resume
 
 SMALL = {"eval": {"episodes": 3}, "threads": 1, "rollout.environments": 2, "rollout.steps": 16}
 
@@ -110,33 +111,9 @@ CASES = [
 
 @pytest.mark.parametrize(("method", "task", "changed"), CASES)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(method, task, changed, tmp_path):
-    settings = {**SMALL, **changed, "task": task, "steps": 6}
-    with Trainer(method, out=tmp_path / "whole", **settings) as whole:
-        whole.train()
-
-    class KilledError(Exception):
-        pass
-
-    def kill(step, row):
-        if step == 5:
-            raise KilledError
-
-    with (
-        pytest.raises(KilledError),
-        Trainer(method, out=tmp_path / "cut", checkpoint_every=3, on_row=kill, **settings) as cut,
-    ):
-        cut.train()
-    with Trainer(method, out=tmp_path / "cut", resume=True, checkpoint_every=3, **settings) as resumed:
-        assert resumed.step == 3
-        resumed.train()
+    settings = {**SMALL, **changed, "task": task, "steps": 6, "checkpoint_every": 3}
+    _, resumed = check_resume(method, tmp_path, killed=5, **settings)
     assert isinstance(resumed, OnPolicyTrainer)
-    for name, value in weights(whole).items():
-        assert torch.equal(value, resumed.parts.policy.state_dict()[name]), name
-    timed = ("time/", "steps_per_second")
-    for a, b in zip(whole.rows[-3:], resumed.rows, strict=True):
-        assert {k: v for k, v in a.items() if not k.startswith(timed)} == {
-            k: v for k, v in b.items() if not k.startswith(timed)
-        }
 
 
 SCRIPT = """

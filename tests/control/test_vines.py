@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from upslope import Trainer, UsageError, make
+from upslope import UsageError, make
 from upslope.collect import seeded
 from upslope.control.vines import VinePlayer
 from upslope.parts.gae import GAE
@@ -14,7 +14,7 @@ from upslope.parts.network import MLP
 from upslope.parts.vines import VineAdvantage, Vines
 from upslope.policies.control import ControlPolicy, Critic
 from upslope.tasks.opening import open_environments
-from upslope.testing import batch_of, finite_differences, value_and_gradient
+from upslope.testing import batch_of, check_resume, finite_differences, value_and_gradient
 
 SMALL = {"eval": {"episodes": 2}, "threads": 1, "rollout.environments": 2, "rollout.steps": 16, "rollout.vines": 3}
 
@@ -206,24 +206,7 @@ def test_returns_outside_the_range_are_named_and_can_be_mapped():
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     settings = {**SMALL, "task": "upslope/FourRooms-v0", "steps": 6, "task_settings": {"slip": 0.1}}
-    with Trainer("polychromic_ppo@control", out=tmp_path / "whole", **settings) as whole:
-        whole.train()
-
-    def kill(step, row):
-        if step == 5:
-            raise KeyboardInterrupt
-
-    with (
-        pytest.raises(KeyboardInterrupt),
-        Trainer("polychromic_ppo@control", out=tmp_path / "cut", checkpoint_every=3, on_row=kill, **settings) as cut,
-    ):
-        cut.train()
-    with Trainer("polychromic_ppo@control", out=tmp_path / "cut", resume=True, checkpoint_every=3, **settings) as again:
-        assert again.step in (3, 4, 5)
-        again.train()
-    for name, value in whole.parts.policy.state_dict().items():
-        assert torch.equal(value, again.parts.policy.state_dict()[name]), name
-    assert whole.rows[-1]["replayed_steps"] == again.rows[-1]["replayed_steps"]
+    check_resume("polychromic_ppo@control", tmp_path, killed=5, checkpoint_every=3, **settings)
 
 
 def test_bad_settings_and_environments_say_what_to_do():

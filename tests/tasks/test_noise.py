@@ -13,6 +13,7 @@ from upslope.parts.steps import Steps
 from upslope.policies.control import ControlPolicy
 from upslope.tasks.noise import NoisyObservations, noisy
 from upslope.tasks.opening import open_environments
+from upslope.testing import check_resume
 
 
 def pair(what, std=0.3, count=8, seed=5, **settings):
@@ -142,28 +143,9 @@ RUNS = [
 
 @pytest.mark.parametrize(("method", "task", "changed"), RUNS)
 def test_a_noisy_run_resumes_bit_for_bit(method, task, changed, tmp_path):
-    settings = {"eval": {"episodes": 3}, "threads": 1, "rollout.observation_noise": 0.2, **changed}
-
-    def run(folder, **more):
-        with Trainer(method, task=task, out=folder, steps=6, checkpoint_every=3, **settings, **more) as trainer:
-            trainer.train()
-        return {name: value.clone() for name, value in trainer.parts.policy.state_dict().items()}, trainer.rows
-
-    def kill(step, row):
-        if step == 5:
-            raise KilledError
-
-    whole, rows = run(tmp_path / "whole")
-    with pytest.raises(KilledError):
-        run(tmp_path / "cut", on_row=kill)
-    resumed, later = run(tmp_path / "cut", resume=True)
-    for name, value in whole.items():
-        assert torch.equal(value, resumed[name]), name
-    assert rows[-1]["eval/return"] == later[-1]["eval/return"]
-    settings["rollout.observation_noise"] = 0.0
-    clean, _ = run(tmp_path / "clean")
-    assert any(not torch.equal(value, clean[name]) for name, value in whole.items())
-
-
-class KilledError(Exception):
-    pass
+    settings = {"eval": {"episodes": 3}, "threads": 1, "task": task, "steps": 6, "checkpoint_every": 3, **changed}
+    noisy, _ = check_resume(method, tmp_path, killed=5, **settings, **{"rollout.observation_noise": 0.2})
+    with Trainer(method, out=tmp_path / "clean", **settings) as clean:
+        clean.train()
+    again = clean.parts.policy.state_dict()
+    assert any(not torch.equal(value, again[name]) for name, value in noisy.parts.policy.state_dict().items())

@@ -12,6 +12,7 @@ from upslope.parts.network import MLP
 from upslope.parts.traces import PathwiseCost, Traces
 from upslope.policies.control import ControlPolicy
 from upslope.tasks.spaces import ActionSpec, ObservationSpec
+from upslope.testing import check_resume
 
 SMALL = {"eval": {"episodes": 3}, "threads": 1, "rollout.environments": 16, "minibatches": 2, "rollout.steps": 10}
 
@@ -113,16 +114,8 @@ def weights(trainer):
 
 @pytest.mark.parametrize("changed", [{}, {"rollout.fresh": True, "normalize": True}])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(changed, tmp_path):
-    settings = {**SMALL, **changed, "task": "upslope/Inventory-v0", "checkpoint_every": 1}
-    with Trainer("hdpo", out=tmp_path / "whole", steps=4, **settings) as whole:
-        whole.train()
-    with Trainer("hdpo", out=tmp_path / "part", steps=2, **settings) as part:
-        part.train()
-    with Trainer("hdpo", out=tmp_path / "part", steps=4, resume=True, **settings) as resumed:
-        resumed.train()
-        assert resumed.rows[-1]["cost"] == whole.rows[-1]["cost"]
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(resumed)[name]), name
+    settings = {**SMALL, **changed, "task": "upslope/Inventory-v0", "steps": 4, "checkpoint_every": 2}
+    check_resume("hdpo", tmp_path, killed=3, **settings)
 
 
 def test_the_logged_cost_is_that_of_the_environment():

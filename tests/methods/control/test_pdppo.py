@@ -10,7 +10,7 @@ from upslope import Batch, Trainer, UsageError, make
 from upslope.control.post_decision import DualCritic, post_states
 from upslope.parts.post_decision import LesserValue, PostDecisionAdvantage
 from upslope.tasks.opening import open_environments
-from upslope.testing import value_and_gradient
+from upslope.testing import check_resume, value_and_gradient
 
 SMALL = {
     "eval": {"episodes": 3},
@@ -111,17 +111,12 @@ def weights(trainer):
     [("upslope/LotSizing-v0", {}), ("upslope/FrozenLake-v0", {"minibatches": 2, "normalize": True})],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(task, changed, tmp_path):
-    settings = {**SMALL, **changed, "task": task, "checkpoint_every": 1}
-    with Trainer("pdppo", out=tmp_path / "whole", steps=4, **settings) as whole:
-        whole.train()
-    with Trainer("pdppo", out=tmp_path / "part", steps=2, **settings) as part:
-        part.train()
-    with Trainer("pdppo", out=tmp_path / "part", steps=4, resume=True, **settings) as resumed:
-        resumed.train()
-    found = weights(resumed)
-    assert "critic.post_head.weight" in found
-    for name, value in weights(whole).items():
-        assert torch.equal(value, found[name]), name
+    settings = {**SMALL, **changed, "task": task, "steps": 4, "checkpoint_every": 2}
+    runs = check_resume("pdppo", tmp_path, killed=3, **settings)
+    one, other = map(weights, runs)
+    assert "critic.post_head.weight" in one
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
 
 
 def test_both_critics_and_the_policy_learn():

@@ -9,6 +9,7 @@ from upslope.collect import seeded
 from upslope.control.ranking import RankingUpdater
 from upslope.parts.routing import Frequency
 from upslope.policies.distributions import Mixture
+from upslope.testing import check_resume
 
 QUIET = {"eval": {"episodes": 0}, "threads": 1, "sinks": [], "self_checks": False}
 SMALL = {"rollout.steps": 64, "minibatches": 4, "epochs": 2, "task": "Pendulum-v1", "steps": 4, **QUIET}
@@ -84,29 +85,10 @@ def test_its_network_learns_what_comes_of_an_action():
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
-    with Trainer("pmoe_ppo@continuous", out=tmp_path / "whole", **SMALL) as whole:
-        whole.train()
-
-    class KilledError(Exception):
-        pass
-
-    def kill(step, row):
-        if step == 3:
-            raise KilledError
-
-    settings = {**SMALL, "checkpoint_every": 2}
-    with (
-        pytest.raises(KilledError),
-        Trainer("pmoe_ppo@continuous", out=tmp_path / "cut", on_row=kill, **settings) as cut,
-    ):
-        cut.train()
-    with Trainer("pmoe_ppo@continuous", out=tmp_path / "cut", resume=True, **settings) as resumed:
-        assert resumed.step == 2
-        resumed.train()
-    rankings = [one.parts.updater.learner.ranking for one in (whole, resumed)]
-    for one, other in ((whole.parts.policy, resumed.parts.policy), rankings):
-        for name, value in one.state_dict().items():
-            assert torch.equal(value, other.state_dict()[name]), name
+    whole, resumed = check_resume("pmoe_ppo@continuous", tmp_path, killed=3, checkpoint_every=2, **SMALL)
+    one, other = (trainer.parts.updater.learner.ranking.state_dict() for trainer in (whole, resumed))
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
 
 
 def test_discrete_actions_are_refused():

@@ -13,6 +13,7 @@ from upslope.parts.network import MLP
 from upslope.parts.normalize import ScaledReward
 from upslope.policies.control import ControlPolicy, Critic
 from upslope.tasks.opening import open_environments
+from upslope.testing import check_resume
 
 QUIET = {"eval": {"episodes": 0}, "threads": 1, "sinks": [], "self_checks": False}
 
@@ -171,24 +172,7 @@ def test_phi_plays_and_its_data_has_less_sampling_error():
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(method, task, changed, tmp_path):
     settings = {"task": task, "steps": 4, "rollout.steps": 32, "minibatches": 2, "epochs": 2, **changed, **QUIET}
-    with Trainer(method, out=tmp_path / "whole", **settings) as whole:
-        whole.train()
-
-    class KilledError(Exception):
-        pass
-
-    def kill(step, row):
-        if step == 3:
-            raise KilledError
-
-    settings["checkpoint_every"] = 2
-    with pytest.raises(KilledError), Trainer(method, out=tmp_path / "cut", on_row=kill, **settings) as cut:
-        cut.train()
-    with Trainer(method, out=tmp_path / "cut", resume=True, **settings) as resumed:
-        assert resumed.step == 2
-        resumed.train()
-    for name, value in whole.parts.policy.state_dict().items():
-        assert torch.equal(value, resumed.parts.policy.state_dict()[name]), name
+    whole, resumed = check_resume(method, tmp_path, killed=3, checkpoint_every=2, **settings)
     one, other = whole.parts.player, resumed.parts.player
     for name, value in weights(one.behavior).items():
         assert torch.equal(value, other.behavior.state_dict()[name]), name

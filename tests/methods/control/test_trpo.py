@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from upslope import Batch, Trainer, make
-from upslope.testing import value_and_gradient
+from upslope.testing import check_resume, value_and_gradient
 
 SMALL = {"eval": {"episodes": 0}, "threads": 1, "rollout.environments": 2, "rollout.steps": 32, "critic_epochs": 3}
 
@@ -32,25 +32,7 @@ def weights(trainer):
 
 @pytest.mark.parametrize(("method", "task"), [("trpo", "CartPole-v1"), ("npg", "Pendulum-v1")])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(method, task, tmp_path):
-    with Trainer(method, task=task, steps=4, out=tmp_path / "whole", **SMALL) as whole:
-        whole.train()
-
-    class KilledError(Exception):
-        pass
-
-    def kill(step, row):
-        if step == 3:
-            raise KilledError
-
-    settings = {**SMALL, "task": task, "steps": 4, "checkpoint_every": 2, "out": tmp_path / "cut"}
-    with pytest.raises(KilledError), Trainer(method, on_row=kill, **settings) as cut:
-        cut.train()
-    with Trainer(method, resume=True, **settings) as resumed:
-        assert resumed.step == 2
-        resumed.train()
-    for name, value in weights(whole).items():
-        assert torch.equal(value, resumed.parts.policy.state_dict()[name]), name
-    assert whole.rows[-1]["critic/loss"] == resumed.rows[-1]["critic/loss"]
+    check_resume(method, tmp_path, killed=3, task=task, steps=4, checkpoint_every=2, **SMALL)
 
 
 def test_the_critic_has_epochs_of_its_own():
