@@ -128,7 +128,7 @@ class Learner:
             for target in self.targets.values():
                 target.follow(targets.rate)
         if watch:
-            self.stats = {name: float(value.detach()) for name, value in seen.items()}
+            self.stats = {name: float(value.detach().mean()) for name, value in seen.items()}
             if recipe.temperature is not None:
                 self.stats["alpha"] = self.networks.alpha
 
@@ -152,8 +152,7 @@ class Learner:
             seen[f"penalty/{type(part).__name__}"] = penalty
             loss = loss + penalty
         self.flats["critic"].step(loss)
-        seen["q"] = q.mean()
-        seen["target"] = target.mean()
+        seen["q"], seen["target"] = q, target
 
     def _actor(self, m: Minibatch, seen: dict[str, Tensor]) -> None:
         recipe = self.recipe
@@ -161,7 +160,7 @@ class Learner:
         if recipe.weight is not None:
             with torch.no_grad():
                 weight = recipe.weight(recipe.advantage(m))  # type: ignore[misc]
-            seen["weight"] = weight.mean()
+            seen["weight"] = weight
             weights = (weight,)
         loss = recipe.actor(m, *weights)
         if recipe.behavior is not None:
@@ -169,7 +168,7 @@ class Learner:
         self.flats["policy"].step(loss, lr=self._actor_lr())
         seen["actor_loss"] = loss
         if m.policy_q is not None:
-            seen["policy_q"] = m.policy_q.mean()
+            seen["policy_q"] = m.policy_q
         if recipe.temperature is not None:
             logp = m.sample()[1].detach().mean()
             seen["entropy"] = -logp

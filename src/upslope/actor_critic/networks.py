@@ -54,8 +54,8 @@ class EnsembleNetwork(nn.Module):
 
         Dropout is active wherever a generator is given, and scales what it keeps by 1 / (1 - p).
         """
-        chosen = None if members is None or len(members) == self.members else list(members)
-        count = self.members if chosen is None else len(chosen)
+        chosen = None if members is None or len(members) == self.members else _picked(members)
+        count = self.members if members is None else len(members)
         hidden = inputs.expand(count, *inputs.shape[-2:])
         last = len(self._layers) - 1
         for index, (weight, bias) in enumerate(self._layers):
@@ -71,3 +71,10 @@ class EnsembleNetwork(nn.Module):
                     hidden = torch.addcmul(shift, nn.functional.layer_norm(hidden, hidden.shape[-1:]), gain)
                 hidden = self.activation(hidden)
         return hidden.squeeze(-1)
+
+
+def _picked(members: Sequence[int]) -> slice | list[int]:
+    """An index of these members; of neighbours a slice, which copies nothing."""
+    chosen = list(members)
+    first, count = chosen[0], len(chosen)
+    return slice(first, first + count) if chosen == list(range(first, first + count)) else chosen

@@ -52,12 +52,15 @@ class Body(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in settings.hidden if settings.layer_norm)
         self.activation, self.settings = ACTIVATIONS[settings.activation], settings
         self.width = widths[-1]
+        # Reading a module's attributes costs about as much as a small product, so what `forward` needs is kept in a list.
+        pairs = ((layer.weight, layer.bias) for layer in self.layers)
+        self._steps: list[Any] = list(itertools.zip_longest(pairs, self.norms))
 
     def forward(self, x: Tensor) -> Tensor:
-        norms = list(self.norms)
-        for index, layer in enumerate(self.layers):
-            x = functional.linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]
-            x = self.activation(norms[index](x) if norms else x)
+        activation = self.activation
+        for (weight, bias), norm in self._steps:
+            x = functional.linear(x, weight, bias)
+            x = activation(x if norm is None else norm(x))
         return x
 
 
