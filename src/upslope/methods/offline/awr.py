@@ -16,6 +16,8 @@ Deviations:  learns from a log alone. R and A are made anew every 200 updates, i
     (theirs: 500 of V, then 1000 of the actor). Adam in place of SGD with momentum, V is not normalized; the mean is bounded
     by tanh and not by a loss on what lies outside.
 Not this:  marwil, whose scale of A is a running average.
+Claim:  above bc: reproduced in the study "offline" (medium-replay; normalized score, difference paired by seed): pendulum 26
+    (+38.0 [+35.7, +40.3], 4 seeds); pointmaze 46 (+55.2 [+36.7, +66.6], 4 seeds).
 """
 
 import math

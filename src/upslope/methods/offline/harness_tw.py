@@ -16,6 +16,11 @@ Deviations:  their copy for d3rlpy takes a softmax of raw returns and min-max af
     Drawn anew for every update; theirs are indices drawn in advance.
 Not this:  a weight in the loss: it has the same mean, but leaves the critic as it is. Long episodes have more of the batch
     here: p is of transitions. Where rewards or dynamics are random, lucky episodes count for more than they should.
+Claim:  above uniform draws where few episodes are good: reproduced on pendulum alone in the study "offline" (95 % random, 5 %
+    expert; normalized score, difference paired by seed): pendulum 99 (+71.5 [+64.9, +76.7], 4 seeds); pointmaze 91 (+6.4
+    [-3.2, +16.0], 4 seeds). Iql with this selection above iql: reproduced on pointmaze alone in the study "offline" (95 %
+    random, 5 % expert; normalized score, difference paired by seed): pendulum 76 (-12.9 [-28.6, +3.8], 4 seeds); pointmaze 91
+    (+11.2 [+9.2, +13.2], 4 seeds).
 """
 
 from dataclasses import dataclass

@@ -11,6 +11,8 @@ Source:  corl-team/CORL, algorithms/offline/any_percent_bc.py, keep_best_traject
 Deviations:  CORL ends episodes where they terminate or are of the greatest length; here where the log says so. As bc, standardized
     over sqrt(variance + 1e-8).
 Not this:  the best share of transitions; and as a choice for other methods it is selection=percent_bc.
+Claim:  above bc: reproduced in the study "offline" (medium-replay; normalized score, difference paired by seed): pendulum 15
+    (+24.9 [+22.5, +26.1], 4 seeds); pointmaze 49 (+50.9 [+46.3, +57.4], 4 seeds).
 """
 
 from dataclasses import dataclass

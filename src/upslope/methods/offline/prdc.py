@@ -13,6 +13,8 @@ Source:  Ran et al. 2023 (arXiv:2306.06569); LAMDA-RL/PRDC, prdc.py and main.py.
 Deviations:  the settings are those of most tasks: alpha = 40 on halfcheetah, 7.5 with beta = 7.5 and rewards times 10,000 less 1
     on antmaze. Once it plays on, the tree stays the log's. Standardized as td3_bc's.
 Not this:  a2pr, which asks the critic which action is the better one.
+Claim:  above td3_bc: reproduced in the study "offline" (medium-replay; normalized score, difference paired by seed): pendulum
+    100 (+106.7 [+102.9, +110.1], 4 seeds); pointmaze 62 (+13.2 [+6.8, +19.3], 4 seeds).
 """
 
 from dataclasses import dataclass

@@ -11,6 +11,8 @@ Expects:  a log (--data) with the order of its steps: of a cut-off episode's las
 Source:  Tarasov et al. 2023 (arXiv:2305.09836); corl-team/CORL, algorithms/offline/rebrac.py.
 Deviations:  beta_a = beta_c = 0.01; theirs are searched per set among 0.001 to 0.1. Observations are standardized, as td3_bc's.
 Not this:  normalize=False, theirs for AntMaze.
+Claim:  above td3_bc: reproduced on pendulum alone in the study "offline" (medium-replay; normalized score, difference paired
+    by seed): pendulum 100 (+105.4 [+100.9, +109.8], 5 seeds); pointmaze 51 (+2.5 [-5.4, +13.6], 4 seeds).
 """
 
 from dataclasses import replace

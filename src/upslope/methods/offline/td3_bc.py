@@ -12,6 +12,8 @@ Expects:  a log (--data). Observations are standardized by its mean and variance
 Source:  Fujimoto and Gu 2021 (arXiv:2106.06860), equations 3 to 5; sfujim/TD3_BC, TD3_BC.py.
 Deviations:  standardized over sqrt(variance + 1e-8); theirs over deviation + 0.001.
 Not this:  rebrac, which sums over A, takes the lower critic, and penalizes the target, too.
+Claim:  above bc: reproduced in the study "offline" (medium-replay; normalized score, difference paired by seed): pendulum -5
+    (+6.0 [+3.9, +8.7], 5 seeds); pointmaze 44 (+54.0 [+41.6, +61.3], 4 seeds).
 """
 
 from upslope.actor_critic.actors import ScaledCloning
