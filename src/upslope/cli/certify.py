@@ -81,6 +81,8 @@ def _found(
     quiet: bool,
 ) -> tuple[dict[str, Any], Path]:
     """What certificate.json says, and the run's folder."""
+    from upslope.runs.checkpoint import run_of
+
     folder = policy_folder(run)
     if folder is None:
         raise UsageError(
@@ -92,8 +94,7 @@ def _found(
         if not 0 <= budget < float("inf"):
             raise UsageError(f"certify: --budgets has {budget:g}; a budget is an l2 norm, at least 0.")
     found = measured(smoothed, episodes, given, bounds, attack_episodes, quiet=quiet)
-    place = folder.parent.parent if (folder.parent.parent / "config.yaml").is_file() else folder
-    return {"run": run, **found, "notes": [*notes, *found["notes"]]}, place
+    return {"run": run, **found, "notes": [*notes, *found["notes"]]}, run_of(folder) or folder
 
 
 def opened(folder: Path, name: str, sigma: float | None, seed: int = 0) -> "tuple[Smoothed, list[str]]":
@@ -101,10 +102,11 @@ def opened(folder: Path, name: str, sigma: float | None, seed: int = 0) -> "tupl
     from upslope.config import read_config
     from upslope.control.certifying import Smoothed, trained_noise
     from upslope.policies.control import ControlPolicy
+    from upslope.runs.checkpoint import run_of
     from upslope.threads import use_threads
 
     use_threads(1)
-    place = next((p for p in (folder.parent.parent, folder) if (p / "config.yaml").is_file()), None)
+    place = run_of(folder)
     if place is None:
         raise UsageError(f"certify: {name} is no run's folder, or a checkpoint in one: nothing says what it plays.")
     values: dict[str, Any] = read_config(place / "config.yaml")

@@ -178,7 +178,7 @@ def _film(
 
 def _settings_of(folder: Path) -> dict[str, object]:
     """The settings of the run that a checkpoint belongs to; {} for a policy of no run."""
-    for place in (folder.parent.parent, folder):
-        if (place / "config.yaml").is_file():
-            return read_config(place / "config.yaml")
-    return {}
+    from upslope.runs.checkpoint import run_of
+
+    run = run_of(folder)
+    return {} if run is None else read_config(run / "config.yaml")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from upslope.collect import seeded
+from upslope.control.evaluation import Quota
 from upslope.policies.control import ControlPolicy
 from upslope.tasks.environments import Environments, Episode
 
@@ -52,19 +53,17 @@ def play_attacked(
 ) -> Found:
     """`count` whole episodes of the policy on observations + attack + N(0, sigma^2 I), fresh at every step.
 
-    Each copy of the environment plays as many episodes as the others, or one less: the first to end would be the short ones.
     An episode's attack is cut so that sqrt(sum of |delta|^2) is at most `budget`. `lesson` is told of states, noise and returns.
     """
     environments.rewind()
     observation = environments.reset()
     copies = environments.count
-    left = np.full(copies, count // copies)
-    left[: count % copies] += 1
+    quota = Quota(count, copies)
     noise, draws = seeded(seed, "noise"), seeded(seed, "actions")
     purse, spent = np.full(copies, budget**2), 0.0
     episodes: list[Episode] = []
     seen: list[np.ndarray] = []
-    while left.any():
+    while quota.open:
         shown = observation
         if attack is not None and budget:
             delta = _within(attack(observation, budget, purse).astype(np.float64), purse)
@@ -82,8 +81,7 @@ def play_attacked(
             purse[episode.copy] = budget**2
             if lesson is not None:
                 lesson.end(episode)
-            if left[episode.copy]:
-                left[episode.copy] -= 1
+            if quota.wants(episode):
                 episodes.append(episode)
         observation = step.observation
     environments.skip()

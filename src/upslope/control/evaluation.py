@@ -10,23 +10,40 @@ from upslope.runs.statistics import bootstrap, mean
 from upslope.tasks.environments import Environments, Episode
 
 
+class Quota:
+    """Which of the episodes that end are wanted, `count` in all: each copy has as many as the others, or one less, since the
+    first to end would be the short ones.
+    """
+
+    def __init__(self, count: int, copies: int) -> None:
+        self._left = np.full(copies, count // copies)
+        self._left[: count % copies] += 1
+
+    @property
+    def open(self) -> bool:
+        """Whether there are more to come."""
+        return bool(self._left.any())
+
+    def wants(self, episode: Episode) -> bool:
+        """Whether this one counts; asked once for each that ends."""
+        wanted = bool(self._left[episode.copy])
+        self._left[episode.copy] -= wanted
+        return wanted
+
+
 def play_episodes(
     policy: ControlPolicy, environments: Environments, count: int, *, deterministic: bool = True, seed: int = 0
 ) -> list[Episode]:
     """`count` whole episodes, the same ones for every policy; each copy plays as many as the others, or one less."""
     environments.rewind()
     observation = environments.reset()
-    left = np.full(environments.count, count // environments.count)
-    left[: count % environments.count] += 1
+    quota = Quota(count, environments.count)
     generator = seeded(seed, "evaluation")
     found: list[Episode] = []
-    while left.any():
+    while quota.open:
         action, _ = policy.act(observation, generator, deterministic)
         step = environments.step(action)
-        for episode in step.episodes:
-            if left[episode.copy]:
-                left[episode.copy] -= 1
-                found.append(episode)
+        found += filter(quota.wants, step.episodes)
         observation = step.observation
     environments.skip()
     return sorted(found, key=lambda episode: (episode.number, episode.copy))

@@ -131,6 +131,11 @@ def model_folder(name: str) -> str:
     return name
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """The run's folder that a checkpoint belongs to, or this folder where it is one itself; None for one of no run."""
+    return next((place for place in (checkpoint.parent.parent, checkpoint) if (place / "config.yaml").is_file()), None)
+
+
 def list_checkpoints(folder: str | Path) -> list[int]:
     """Steps of the checkpoints in a run folder, ascending; damaged ones too. Raises RunError if it cannot be read."""
     checkpoints = Path(folder) / "checkpoints"

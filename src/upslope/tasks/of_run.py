@@ -48,7 +48,7 @@ def run_environment(run: str | Path) -> RunEnvironment:
     from upslope.config import config_from, read_config
     from upslope.policies.control import ControlPolicy
     from upslope.registry import make
-    from upslope.runs.checkpoint import model_folder
+    from upslope.runs.checkpoint import model_folder, run_of
 
     folder = Path(model_folder(str(run)))
     policy = ControlPolicy.load(folder)
@@ -56,7 +56,7 @@ def run_environment(run: str | Path) -> RunEnvironment:
     seen: dict[str, Any] = {}
     if scaled is not None:
         seen = {"shift": scaled[0].copy(), "scale": scaled[1].copy(), "clip": policy.settings.normalize_clip}
-    place = next((one for one in (folder.parent.parent, folder) if (one / "config.yaml").is_file()), None)
+    place = run_of(folder)
     if place is None:
         return RunEnvironment(None, {}, policy.convention, Scaling(**seen), 0.0)
     config = config_from(read_config(place / "config.yaml"), where=str(place / "config.yaml"))
