@@ -66,14 +66,21 @@ PLAYS_ON = {"iql": None, "awac": None, "cql": None, "cal_ql": "cql"}
 ONLINE = ("rollout.offline_steps=10", "rollout.steps=1000")
 SLOW = frozenset({"cql", "cal_ql", "sac_n", "edac"})  # ten times the time of the others: they come last,
 SLOW_SEEDS = 3  # with fewer seeds
+
+
+def rebrac(actor: float, critic: float) -> str:
+    """ReBRAC with the coefficients that its authors' search found for their log of such an environment."""
+    return f"rebrac:behavior.coefficient={actor},target.coefficient={critic}"
+
+
 ARMS = {
     "pendulum": Arm("pendulum", "medium-replay", ALL),
-    "pointmaze": Arm("pointmaze", "medium-replay", ALL),
+    "pointmaze": Arm("pointmaze", "medium-replay", ALL | {rebrac(0.003, 0.001): "td3_bc"}),
     "pendulum-mixed": Arm("pendulum", MIXTURE, MIXED),
     "pointmaze-mixed": Arm("pointmaze", MIXTURE, MIXED),
     "pointmaze-online": Arm("pointmaze", "medium-replay", PLAYS_ON, settings=ONLINE),
-    "hopper": Arm("hopper", "medium-replay", MAIN, width=128, seeds=3, steps=50),
-    "cheetah": Arm("cheetah", "medium-replay", MAIN, width=128, seeds=3, steps=50),
+    "hopper": Arm("hopper", "medium-replay", MAIN | {rebrac(0.05, 0.5): "td3_bc"}, width=128, seeds=3, steps=50),
+    "cheetah": Arm("cheetah", "medium-replay", MAIN | {rebrac(0.01, 0.001): "td3_bc"}, width=128, seeds=3, steps=50),
 }
 
 

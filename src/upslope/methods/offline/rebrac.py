@@ -5,11 +5,12 @@
     a~       clip(pi'(s') + clip(0.2 N(0, 1), -0.5, 0.5), -1, 1)
 
 Differs from td3_bc:  the penalty in the target; the lower critic in the actor's loss; sums over A with weights of their own;
-    three hidden layers, layer normalisation in the critics, batches of 1024 and lr 1e-3.
+    three hidden layers, layer normalisation in the critics, batches of 1024 and lr 1e-3; observations as they are.
 Limits:  beta_c = 0, no layer normalisation and actor.critics="first" is td3_bc with alpha = 1 / (A beta_a).
 Expects:  a log (--data) with the order of its steps: of a cut-off episode's last step, where no a' follows, nothing is learned.
 Source:  Tarasov et al. 2023 (arXiv:2305.09836); corl-team/CORL, algorithms/offline/rebrac.py.
-Deviations:  beta_a = beta_c = 0.01; theirs are searched per set among 0.001 to 0.1. Observations are standardized, as td3_bc's.
+Deviations:  beta_a = beta_c = 0.01 (behavior.coefficient, target.coefficient); theirs are searched per set, and are 0.05 and 0.5
+    on Hopper's medium-replay, 0.01 and 0.001 on HalfCheetah's.
 Not this:  normalize=False, theirs for AntMaze.
 Claim:  above td3_bc: reproduced on pendulum alone in the study "offline" (medium-replay; normalized score, difference paired
     by seed): pendulum 100 (+105.4 [+100.9, +109.8], 5 seeds); pointmaze 51 (+2.5 [-5.4, +13.6], 4 seeds).
@@ -34,7 +35,7 @@ from upslope.registry import method
 def rebrac() -> ActorCritic:
     widths = (256, 256, 256)
     return td3_bc().replace(
-        data=Transitions(batch_size=1024, standardize=True),
+        data=Transitions(batch_size=1024),
         policy=replace(DETERMINISTIC, hidden=widths),
         critic=Critics(hidden=widths, layer_norm=True),
         target=PenalizedTarget(),
