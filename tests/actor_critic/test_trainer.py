@@ -249,6 +249,7 @@ def start(folder, out, steps):
     words = ["train", "sac", "--task", "Pendulum-v1", "--steps", str(steps), "--out", out, "--resume"]
     settings = {**{name: json.dumps(value) for name, value in SMALL.items()}, "rollout.warmup": 60, "capacity": 200}
     settings |= {"eval.every": 7, "eval.episodes": 1, "checkpoint_every": 2, "threads": 1, "sinks": "[]"}
+    settings |= {"update.actor_schedule": "linear", "update.critic_schedule": "cosine"}
     words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -249,6 +249,17 @@ def test_trpo(read):
             read(f"Some-v0:\n  {line}\n", "trpo", "Some-v0")
 
 
+@pytest.mark.parametrize("method", ["sac", "td3"])
+def test_rates_of_sac_and_td3_that_fall(read, method):
+    _, recipe = read("Some-v0:\n  learning_rate: lin_7.3e-4\n", method, "Some-v0")
+    assert (recipe.update.actor_lr, recipe.update.critic_lr) == (7.3e-4, 7.3e-4)
+    assert (recipe.update.actor_schedule, recipe.update.critic_schedule) == ("linear", "linear")
+    if method == "sac":
+        assert recipe.temperature.lr == 7.3e-4
+    _, plain = read("Some-v0:\n  learning_rate: 7.3e-4\n", method, "Some-v0")
+    assert (plain.update.actor_schedule, plain.update.critic_schedule) == ("constant", "constant")
+
+
 REFUSED = {
     "frame_stack: 4": "frame_stack=4",
     "policy: 'CnnPolicy'": "policy='CnnPolicy'",
@@ -277,7 +288,6 @@ def test_what_has_no_counterpart_is_refused_by_name(read, line):
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        ("learning_rate: lin_7e-4", "learning_rate"),
         ("noise_type: ornstein-uhlenbeck", "ornstein-uhlenbeck"),
         ("noise_std: 0.1", "noise_std"),
         ("noise_type: normal", "noise_std is missing"),

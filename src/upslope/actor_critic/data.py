@@ -1,5 +1,6 @@
 """Parts that say where transitions come from, how actions are explored, and how often what is updated."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,6 +10,8 @@ from torch import Tensor
 from upslope.errors import UsageError
 from upslope.parts.steps import check_noise
 from upslope.recipe import Part
+
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,9 @@ class Updates(Part):
     actor_every      critic updates per update of the actor and the temperature
     first            which of the two goes first within an update; V goes before both
     actor_lr, critic_lr (V's too)       Adam's
-    actor_schedule   "cosine": down to 0 over the run
+    actor_schedule   of actor_lr, and of the temperature's rate: "linear" or "cosine" down to 0 over the run, by its planned
+                     actions, or updates on a log
+    critic_schedule  the same of critic_lr, and of a proposer's rate
     """
 
     per_step: int = 1
@@ -125,7 +130,8 @@ class Updates(Part):
     first: Literal["critic", "actor"] = "critic"
     actor_lr: float = 3e-4
     critic_lr: float = 3e-4
-    actor_schedule: Literal["constant", "cosine"] = "constant"
+    actor_schedule: Schedule = "constant"
+    critic_schedule: Schedule = "constant"
 
     def __post_init__(self) -> None:
         for name in ("per_step", "actor_every"):
@@ -136,4 +142,13 @@ class Updates(Part):
                 raise UsageError(f"update.{name} is {getattr(self, name)}; it must be above 0.")
 
     def describe(self) -> str:
-        return f"{self.per_step} critic updates per environment step, the actor every {self.actor_every}"
+        text = f"{self.per_step} critic updates per environment step, the actor every {self.actor_every}"
+        named = (("actor_lr", self.actor_schedule), ("critic_lr", self.critic_schedule))
+        return "".join([text, *(f", {name} {kind} to 0" for name, kind in named if kind != "constant")])
+
+    def factor(self, which: Literal["actor", "critic"], progress: float) -> float:
+        """What a rate is multiplied by when this share of the run is behind, 0 to 1."""
+        schedule = self.actor_schedule if which == "actor" else self.critic_schedule
+        if schedule == "linear":
+            return 1.0 - progress
+        return 0.5 * (1.0 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0

@@ -1,7 +1,6 @@
 """One update after another: critic, actor, temperature, targets, as the recipe says."""
 
 import copy
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +24,8 @@ class Learner:
     layout      of the rows of transitions that `update` takes
     scale       (offset [W], factor [W]) by which rows become what the networks see: standardized, rewards scaled; None: as they are
     generator   of all noise in updates
-    updates     (critic) updates so far; `total` of the run, for a schedule
+    updates     (critic) updates so far
+    progress    the share of the run that lies behind the update, 0 to 1, by which scheduled rates fall
     """
 
     def __init__(
@@ -35,10 +35,9 @@ class Learner:
         layout: Layout,
         generator: torch.Generator,
         *,
-        total: int = 0,
         scale: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        self.recipe, self.layout, self.generator, self.total, self.scale = recipe, layout, generator, total, scale
+        self.recipe, self.layout, self.generator, self.scale = recipe, layout, generator, scale
         self.columns = layout.columns()
         self.size = layout.action
         inputs = layout.observation + layout.action
@@ -65,7 +64,7 @@ class Learner:
             self.networks.target_policy = Head(self.targets["policy"].network)  # type: ignore[arg-type]
         self.state: State = recipe.init()
         self.networks.alpha = self._alpha()
-        self.updates = 0
+        self.updates, self.progress = 0, 0.0
         self._penalties = [(key, part) for key, part in recipe.parts().items() if key.partition(".")[0] == "penalty"]
         self._value_last = reads(recipe.value, "after_critic")
         self._own_inputs = any(reads(part, "reads_action_gradient") for _, part in self._penalties)
@@ -104,9 +103,10 @@ class Learner:
             own_inputs=self._own_inputs,
         )
 
-    def update(self, rows: Tensor, *, watch: bool = False) -> None:
+    def update(self, rows: Tensor, *, progress: float = 0.0, watch: bool = False) -> None:
         """One update on rows [B, width]; `watch` leaves what was seen in `stats`, which costs a little."""
         recipe, update = self.recipe, self.recipe.update
+        self.progress = progress
         m = self.minibatch(rows)
         self.updates += 1
         seen: dict[str, Tensor] = {}
@@ -134,7 +134,7 @@ class Learner:
 
     def _other(self, name: str, m: Minibatch, seen: dict[str, Tensor]) -> None:
         loss = getattr(self.recipe, name)(m)
-        self.flats[name].step(loss)
+        self._step(name, loss)
         seen[f"{name}_loss"] = loss
 
     def _critic(self, m: Minibatch, seen: dict[str, Tensor]) -> None:
@@ -151,7 +151,7 @@ class Learner:
                 penalty = part(m)
             seen[f"penalty/{type(part).__name__}"] = penalty
             loss = loss + penalty
-        self.flats["critic"].step(loss)
+        self._step("critic", loss)
         seen["q"], seen["target"] = q, target
 
     def _actor(self, m: Minibatch, seen: dict[str, Tensor]) -> None:
@@ -165,21 +165,25 @@ class Learner:
         loss = recipe.actor(m, *weights)
         if recipe.behavior is not None:
             loss = recipe.behavior(m, loss)
-        self.flats["policy"].step(loss, lr=self._actor_lr())
+        self._step("policy", loss)
         seen["actor_loss"] = loss
         if m.policy_q is not None:
             seen["policy_q"] = m.policy_q
         if recipe.temperature is not None:
             logp = m.sample()[1].detach().mean()
             seen["entropy"] = -logp
-            self.state["temperature"] = recipe.temperature(self.state["temperature"], float(logp), self.size)
+            now, rate = self.state["temperature"], self._factor("policy")
+            self.state["temperature"] = recipe.temperature(now, float(logp), self.size, rate)
             self.networks.alpha = self._alpha()
 
-    def _actor_lr(self) -> float:
+    def _step(self, name: str, loss: Tensor) -> None:
+        flat = self.flats[name]
+        flat.step(loss, lr=flat.lr * self._factor(name))
+
+    def _factor(self, name: str) -> float:
+        """What the schedule multiplies a network's rate by."""
         update: Any = self.recipe.update
-        if update.actor_schedule == "constant" or not self.total:
-            return float(update.actor_lr)
-        return float(update.actor_lr) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (self.updates - 1) / self.total)))
+        return float(update.factor("actor" if name == "policy" else "critic", self.progress))
 
     def finite(self) -> str | None:
         """The name of a network that has a number that is not finite, or None."""

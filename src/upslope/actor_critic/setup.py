@@ -106,8 +106,7 @@ def open_run(config: Config, recipe: ActorCritic, task: Any) -> Opened:
     _fitting(log, layout, config)
     policy = ControlPolicy(observations, actions, _network(recipe, log))
     scale = _scale(recipe, layout, log, policy)
-    updates = config.steps * rollout.steps * recipe.update.per_step  # type: ignore[attr-defined]
-    learner = Learner(recipe, policy, layout, seeded(config.seed, "learner"), total=updates, scale=scale)
+    learner = Learner(recipe, policy, layout, seeded(config.seed, "learner"), scale=scale)
     reward = _of_reward(layout, scale)
     replay, logged = _buffers(recipe, layout, log, reward, environments is not None)
     if log is not None:

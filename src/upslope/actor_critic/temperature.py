@@ -20,7 +20,7 @@ class Constant(Part):
         """alpha."""
         return self.alpha
 
-    def __call__(self, state: State, logp: float, size: int) -> State:
+    def __call__(self, state: State, logp: float, size: int, rate: float = 1.0) -> State:
         return state
 
 
@@ -50,9 +50,10 @@ class Automatic(Part):
         """alpha."""
         return math.exp(state["x"])
 
-    def __call__(self, state: State, logp: float, size: int) -> State:
-        """The next state; `logp` is the mean of log pi(a|s), `size` the number A of action dimensions."""
-        return adam(state, self.slope(state, logp, size), self.lr)
+    def __call__(self, state: State, logp: float, size: int, rate: float = 1.0) -> State:
+        """The next state; `logp` is the mean of log pi(a|s), `size` the number A of action dimensions, `rate` the factor of lr that
+        the actor's schedule gives."""
+        return adam(state, self.slope(state, logp, size), self.lr * rate)
 
     def slope(self, state: State, logp: float, size: int) -> float:
         """The gradient with respect to x."""

@@ -130,8 +130,8 @@ class ActorCriticTrainer(Trainer):
                 count = min(count, relabel.every - done % relabel.every)
             rows = source.draw(count * data.batch_size, generator, parts.shares).view(count, data.batch_size, -1)
             for batch in rows:
+                self._update(batch, step, done, watch=(done + 1) % every == 0)
                 done += 1
-                self._update(batch, watch=done % every == 0)
         return {}
 
     def _play(self, step: int) -> dict[str, Any]:
@@ -155,8 +155,8 @@ class ActorCriticTrainer(Trainer):
                 episodes += found.episodes
                 if self._played <= rollout.warmup and parts.log is None:  # type: ignore[attr-defined]
                     continue
-                for k in range(per_step):
-                    self._update(self._draw(draws), watch=(index * per_step + k + 1) % every == 0)
+                for done in range(index * per_step, (index + 1) * per_step):
+                    self._update(self._draw(draws), step, done, watch=(done + 1) % every == 0)
         except EnvironmentFailure as error:
             self._check_finite(step)  # an action that is not a number is no fault of the environment's
             self._keep(step, error)
@@ -208,8 +208,12 @@ class ActorCriticTrainer(Trainer):
             return from_log
         return torch.cat([from_log, parts.replay.draw(size - logged, generator)])
 
-    def _update(self, rows: Tensor, *, watch: bool) -> None:
-        self.parts.learner.update(rows, watch=watch)
+    def _update(self, rows: Tensor, step: int, done: int, *, watch: bool) -> None:
+        """One update; `done` are those before it that the step has room for, whether they were made or not (warmup)."""
+        recipe = self.parts.recipe
+        room = recipe.rollout.steps * recipe.update.per_step  # type: ignore[attr-defined]
+        progress = min(1.0, ((step - 1) * room + done) / (self.config.steps * room))
+        self.parts.learner.update(rows, progress=progress, watch=watch)
         if watch:
             self._seen.append(self.parts.learner.stats)
 

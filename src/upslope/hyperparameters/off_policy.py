@@ -43,16 +43,13 @@ def td3(entry: Entry) -> int | None:
 
 
 def _rates(entry: Entry) -> float | None:
-    """The learning rate of both networks."""
+    """The learning rate of both networks; its schedule is the temperature's, too."""
     rate = entry.schedule("learning_rate")
     if rate is None:
         return None
-    if rate[1] == "linear":
-        why = (
-            "the rates of actor and critic are constant here; give a number, e.g. half of it, the mean of the schedule"
-        )
-        entry.refuse("learning_rate", f"lin_{rate[0]:g}", why)
     entry.settings |= {"update.actor_lr": rate[0], "update.critic_lr": rate[0]}
+    if rate[1] != "constant":
+        entry.settings |= {"update.actor_schedule": rate[1], "update.critic_schedule": rate[1]}
     return rate[0]
 
 

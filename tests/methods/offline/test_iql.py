@@ -78,13 +78,10 @@ def test_beta_zero_is_cloning_by_likelihood():
 
 
 def test_the_actors_rate_falls_to_nothing():
-    learner = learner_of(make("iql"))
-    learner.total = 10
-    rates = []
-    for index in range(11):
-        learner.updates = index + 1
-        rates.append(learner._actor_lr())
-    np.testing.assert_allclose(rates, 3e-4 * 0.5 * (1 + np.cos(np.pi * np.arange(11) / 10)), atol=1e-12)
+    update = make("iql").update
+    rates = [update.factor("actor", share) for share in np.arange(11) / 10]
+    np.testing.assert_allclose(rates, 0.5 * (1 + np.cos(np.pi * np.arange(11) / 10)), atol=1e-12)
+    assert {update.factor("critic", share) for share in np.arange(11) / 10} == {1.0}
 
 
 def test_rewards_by_the_range_of_returns():
