@@ -8,11 +8,13 @@
     rewards  times 1000 / (largest - smallest return of the log's episodes)
 
 Limits:  tau = 1/2: V is the mean, SARSA's. beta = 0: bc by likelihood. With A of awac in place of u: awac's actor.
-Expects:  a log (--data).
+Expects:  a log (--data). Where what steps earn differs much, tau above 1/2 can make V so large that to end an episode looks bad:
+    docs/results/offline.md
 Source:  Kostrikov et al. 2021 (arXiv:2110.06169); ikostrikov/implicit_q_learning, learner.py: V, then the actor with the new V,
     then Q.
 Deviations:  losses of the critics are averaged (CORL); the authors' are summed, which Adam does not see. Observations as logged;
-    CORL standardizes (data.standardize). Evaluated at the mean action.
+    CORL standardizes (data.standardize). Evaluated at the mean action. The authors' runs that play on, in AntMaze, keep the
+    actor's rate: update.actor_schedule=constant.
 Not this:  AntMaze: value.tau=0.9 weight.beta=10 and rewards less 1, reward=Affine(shift=-1).
 Claim:  above bc: reproduced in the study "offline" (medium-replay; normalized score, difference paired by seed): pendulum 94
     (+103.9 [+97.9, +108.6], 5 seeds); pointmaze 87 (+95.2 [+86.9, +106.0], 4 seeds).
