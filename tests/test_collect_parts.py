@@ -133,14 +133,14 @@ def test_a_column_of_the_data_may_hold_the_reference(policy):
     (one,), _ = steps(made, 1, prompts=1)
     assert one.rollouts.text[1] == "so 1"
     made.prompts.stream = PromptStream([Example("k0", "p0", {"answer": 1})], 0)
-    with pytest.raises(UsageError, match=r"'k0' has none; it has: answer. Give the data a column 'solution'"):
+    with pytest.raises(UsageError, match=r"'p0' has none; its columns: answer. Give the data a column 'solution'"):
         steps(made, 1, prompts=1)
 
 
 def test_a_task_without_reference_is_named(policy):
     made = collector(policy, make("grpo", group_size=2, reference_rows=1))
     made.prompts.stream = PromptStream([Example("k0", "p0", {"question": "?"})], 0)
-    with pytest.raises(UsageError, match=r"reference answer .* 'k0' has none; it has: question"):
+    with pytest.raises(UsageError, match=r"reference answer .* 'p0' has none; its columns: question"):
         steps(made, 1, prompts=1)
 
 

@@ -100,7 +100,7 @@ class Collector:
             places |= {place: example.key for place, example in chosen}
             events += dropped
             self._scout(examples, sampling, after, seeded(*key, attempt, "scout"))
-            rounds.append(self._sample(examples, sampling, seeded(*key, attempt), rollout.reference_rows))
+            rounds.append(self.sample(examples, sampling, seeded(*key, attempt), rollout.reference_rows))
             if rounds[-1].batch is not None:
                 kept_groups += int(curriculum.keep(rounds[-1].batch).sum())
             if kept_groups >= prompts:
@@ -155,11 +155,18 @@ class Collector:
             [keys[index] for index in known], [rewards[index] for index in known], state["curriculum"]
         )
 
-    def _sample(
-        self, examples: list[Example], sampling: Sampling, generator: torch.Generator, references: int
+    def sample(
+        self,
+        examples: Sequence[Example],
+        sampling: Sampling,
+        generator: torch.Generator,
+        references: int,
+        count: int | None = None,
     ) -> Collected:
+        """`count` completions of each example (None: what the group's `references` leave) and that many reference answers."""
         started = time.perf_counter()
-        ids, count = [self.prompts.ids(e) for e in examples], self.recipe.rollout.group_size - references  # type: ignore[union-attr]
+        ids = [self.prompts.ids(e) for e in examples]
+        count = self.recipe.rollout.group_size - references if count is None else count  # type: ignore[union-attr]
         rollouts = self.engine.generate(ids, [count] * len(examples), sampling, generator, self.observe)
         source = torch.zeros(len(rollouts), dtype=torch.int64)
         if references:
@@ -179,7 +186,7 @@ class Collector:
         batch = first_batch(rollouts, outcomes, of_row, self.recipe.needs, source)
         return Collected(rollouts, of_row, outcomes, batch, {}, seconds, source)
 
-    def _judge(self, rollouts: Rollouts, examples: list[Example]) -> list[Outcome]:
+    def _judge(self, rollouts: Rollouts, examples: Sequence[Example]) -> list[Outcome]:
         ids = [row[:length].tolist() for row, length in zip(rollouts.tokens, rollouts.length.tolist(), strict=True)]
         return with_columns(self.judge.score(examples, rollouts.text, ids), self.recipe.needs)
 
@@ -233,7 +240,7 @@ class Collector:
         group = first.batch.group.tolist()
         starts = [group.index(one) for one in range(max(1, round(share * (max(group) + 1))))]
         examples = [first.examples[row] for row in starts]
-        second = self._sample(examples, replace(sampling, temperature=temperature, adapt=None), generator, 0)
+        second = self.sample(examples, replace(sampling, temperature=temperature, adapt=None), generator, 0)
         events = first.events + failure_events(second.outcomes)
         seconds = {name: first.seconds[name] + second.seconds[name] for name in first.seconds}
         tokens = first.metrics["tokens"] + float(second.rollouts.mask.sum())
@@ -311,22 +318,22 @@ def first_batch(
 ) -> Batch | None:
     """The columns that sampling and rewards give; None where no reward is valid. `examples`: that of each row.
 
+    Where nobody judges (no outcome has a value or a failure), every row is valid and there is no column `reward`.
     Of `needs`, columns that the verifier gives beside the reward are taken from there; `expected_reward` is 0 until a
     curriculum tells it. `source` None: all rows are the policy's.
     Raises UsageError where it does not give one that only it can give.
     """
-    valid = torch.tensor([outcome.value is not None for outcome in outcomes])
+    judged = any(outcome.judged for outcome in outcomes)
+    valid = torch.tensor([outcome.value is not None or not judged for outcome in outcomes])
     if not valid.any():
         return None
-    reward = torch.tensor(
-        [0.0 if outcome.value is None else outcome.value for outcome in outcomes], dtype=torch.float32
-    )
+    reward = [0.0 if outcome.value is None else outcome.value for outcome in outcomes]
     source = torch.zeros(len(rollouts), dtype=torch.int64) if source is None else source
     return Batch(
         **row_columns(rollouts, examples, source),
         old_logp=rollouts.logp,
         behavior_logp=rollouts.behavior_logp,
-        reward=reward,
+        reward=torch.tensor(reward, dtype=torch.float32) if judged else None,
         valid=valid,
         expected_reward=torch.zeros(len(rollouts)) if "expected_reward" in needs else None,
         **rollouts.observed,

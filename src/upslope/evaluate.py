@@ -64,12 +64,7 @@ def pass_metrics(outcomes: Sequence[Outcome], samples: int, solved_at: float, ks
     passed = passed.reshape(-1, samples)
     metrics: dict[str, float] = {}
     for k in ks:
-        estimate = pass_at_k_interval(np.full(len(passed), samples), passed.sum(1), k)
-        metrics |= {
-            f"eval/pass@{k}": estimate.value,
-            f"eval/pass@{k}_low": estimate.low,
-            f"eval/pass@{k}_high": estimate.high,
-        }
+        metrics |= pass_at_k_interval(np.full(len(passed), samples), passed.sum(1), k).named(f"eval/pass@{k}")
     return metrics
 
 

@@ -24,7 +24,9 @@ class Event:
 
 
 def reward_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Mean and deviation of the valid rewards and of their parts; the number that failed."""
+    """Mean and deviation of the valid rewards and of their parts; the number that failed. {} where nobody judges."""
+    if outcomes and not any(outcome.judged for outcome in outcomes):
+        return {}
     values = np.array([outcome.value for outcome in outcomes if outcome.value is not None])
     metrics = {"rewards/failed": float(len(outcomes) - len(values))}
     if len(values):
@@ -37,14 +39,15 @@ def reward_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 
 def group_metrics(rounds: Sequence[Any]) -> dict[str, float]:
-    """Share of groups of two or more whose rewards are all equal; length and truncation of everything the policy sampled.
+    """Share of groups of two or more whose rewards are all equal, where there are rewards; length and truncation of everything
+    the policy sampled.
 
     `rounds` are of type upslope.collect.Collected. `entropy` is the mean of -logp over sampled tokens: an estimate without bias
     where temperature is 1 and nothing truncated.
     """
     same, groups = 0, 0
     for part in rounds:
-        if part.batch is not None:
+        if part.batch is not None and "reward" in part.batch:
             mean, count = part.batch.group_mean(part.batch.reward)
             spread, _ = part.batch.group_mean((part.batch.reward - mean[part.batch.group]).abs())
             same += int(((spread < 1e-9) & (count > 1)).sum())

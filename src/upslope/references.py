@@ -7,6 +7,7 @@ import torch
 
 from upslope.errors import UsageError
 from upslope.rollout import Example, Finish, Rollouts
+from upslope.tasks.files import prompt_text
 
 
 def reference_text(judge: Any, example: Example, column: str = "") -> str:
@@ -20,8 +21,9 @@ def reference_text(judge: Any, example: Example, column: str = "") -> str:
     if value is None:
         remedy = f"a column '{column}'" if column else "an answer, name a column (rollout.reference_column)"
         raise UsageError(
-            f"the method puts the reference answer among the completions (rollout.reference_rows), but '{example.key}' has none; "
-            f"it has: {', '.join(example.data) or 'nothing'}. Give the data {remedy}, or set reference_rows=0."
+            "the method puts the reference answer among the completions (rollout.reference_rows), but the prompt that begins "
+            f"{prompt_text(example.prompt)[:60]!r} has none; its columns: {', '.join(example.data) or 'none'}. Give the data "
+            f"{remedy}, or set reference_rows=0."
         )
     return str(value)
 

@@ -30,13 +30,19 @@ class Example:
 class Outcome:
     """A verifier's verdict on one completion: a value with named parts, or a failure with a reason. Never both.
 
-    `columns` are what it says beside the reward, for methods that read it: answer, prediction, stratum.
+    Neither: nobody judges. `columns` are what the verifier says beside the reward, for methods that read it: answer, prediction,
+    stratum.
     """
 
     value: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
     failure: str | None = None
     columns: Mapping[str, float | str] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> bool:
+        """Whether somebody judged: with a value, or in vain."""
+        return self.value is not None or self.failure is not None
 
 
 @dataclass(frozen=True)

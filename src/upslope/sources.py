@@ -8,9 +8,11 @@ from upslope.config import Config
 from upslope.errors import UsageError
 from upslope.parts.data import FromData
 from upslope.recipe import Recipe
+from upslope.references import reference_text
 from upslope.reward_models import open_judge, trains_reward_model
 from upslope.runs.checkpoint import model_folder
 from upslope.samples import has_samples, open_reward
+from upslope.unjudged import NotJudged, learns_unjudged
 
 logger = logging.getLogger("upslope")
 
@@ -26,7 +28,7 @@ def open_sources(config: Config, recipe: Recipe, task: Any, learned: Any) -> tup
     if task is not None and data is not task:
         return data, task
     if data is None or config.task is not None:
-        return data, _open_task(config, data, learned)
+        return data, _open_task(config, recipe, data, learned)
     if config.reward is None:
         return data, data
     return data, replace(data, judge=open_reward(config, data.examples("train")), solved_at=config.eval.solved_at)
@@ -70,8 +72,11 @@ def _selected(data: Any, rollout: FromData, said: bool) -> Any:
     return replace(data, splits={**data.splits, "train": examples}, notes=[*data.notes, *notes])
 
 
-def _open_task(config: Config, data: Any, learned: Any) -> Any:
-    """The named task, or the file's prompts with their verifier; with `data`, what it is evaluated on."""
+def _open_task(config: Config, recipe: Recipe, data: Any, learned: Any) -> Any:
+    """The named task, or the file's prompts with their verifier; with `data`, what it is evaluated on.
+
+    A recipe that learns from a teacher alone needs no verifier: without --reward nobody judges.
+    """
     from upslope.tasks.base import open_task
     from upslope.tasks.files import open_prompts
 
@@ -80,8 +85,15 @@ def _open_task(config: Config, data: Any, learned: Any) -> Any:
     if data is None and config.task is not None and config.data is not None:
         raise UsageError(f"both task '{config.task}' and data '{config.data}' are given; a run trains on one of them.")
     if learned is not None and config.task is None and config.reward is None:
-        task = open_prompts(str(config.data), dict(config.task_settings), None)
+        task: Any = open_prompts(str(config.data), dict(config.task_settings), None)
         task.judge, task.solved_at = open_judge(config, learned, None), None
+        return task
+    if config.task is None and config.reward is None and learns_unjudged(recipe):
+        task = open_prompts(str(config.data), dict(config.task_settings), None)
+        task.judge, task.solved_at = NotJudged(task.judge.reference), None
+        if recipe.rollout.reference_rows:  # type: ignore[union-attr]
+            for example in task.examples("train"):
+                reference_text(task.judge, example, recipe.rollout.reference_column)  # type: ignore[union-attr]
         return task
     return open_task(
         config.task,

@@ -43,6 +43,8 @@ class Informs(Protocol):
     teacher   where the run names no teacher, it is the policy: as it was at first ("frozen"), is now ("live"), or a moving
               average of it ("ema"), of which `rate` is the newest's share in every step
     context   the text for each row ("" for none), and what the part remembers for the next step; `state` is never changed
+
+    Its text may depend on rewards; where it does not, `reads_reward` False says so.
     """
 
     teacher: str
@@ -56,7 +58,7 @@ class Rewrites(Protocol):
     """A part that changes completions after their verification and before anything is made of their tokens.
 
     It gives, for each row, the body and the tail of its new text, or None to leave it; and metrics. Where the model's context
-    has no room for both, the body is cut. Such rows have no log-probs of the policy that sampled them.
+    has no room for both, the body is cut. Such rows have no log-probs of the policy that sampled them. `reads_reward` as Informs.
     """
 
     def rewrite(self, rollouts: Rollouts, batch: Batch) -> tuple[list[tuple[str, str] | None], dict[str, float]]: ...

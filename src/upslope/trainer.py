@@ -27,6 +27,7 @@ from upslope.runs.state import rng_state, set_rng_state
 from upslope.selfcheck import Check, self_checks
 from upslope.setup import open_parts, task_facts
 from upslope.tasks.reward_model import mean_score
+from upslope.unjudged import NotJudged, evaluate_unjudged
 
 OnRow = Callable[[int, dict[str, Any]], None]
 
@@ -139,7 +140,9 @@ class Trainer:
         return self
 
     def evaluate(self) -> Evaluation:
-        """pass@k on the held-out prompts with the current weights; without a judge, the loss of their given completions."""
+        """pass@k on the held-out prompts with the current weights; without a judge, the loss of their given completions, or the
+        KL to the teacher.
+        """
         config, parts = self.config, self.parts
         if parts.task.judge is None:
             return evaluate_given(
@@ -151,15 +154,17 @@ class Trainer:
                 state=self._cursor,
                 sampling=self._sampling(),
             )
+        drawn: dict[str, Any] = {"samples": config.eval.samples, "seed": config.seed}
+        drawn["sampling"] = dataclasses.replace(self._sampling(), temperature=config.eval.temperature)
+        if isinstance(parts.task.judge, NotJudged):
+            return evaluate_unjudged(self.collector, self.updater, parts.eval_examples, self._states, **drawn)
         found = evaluate(
             engine=parts.engine,
             judge=parts.task.judge,
             encode=parts.actors.policy.encode,
             examples=parts.eval_examples,
-            samples=config.eval.samples,
-            sampling=dataclasses.replace(self._sampling(), temperature=config.eval.temperature),
             solved_at=parts.task.solved_at,
-            seed=config.seed,
+            **drawn,
         )
         found.metrics.update(mean_score(parts.judge, parts.task.judge, found.examples, found.rollouts.text))
         return found

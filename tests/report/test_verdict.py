@@ -150,6 +150,28 @@ def test_a_loss_alone_is_told_without_a_judgement(tmp_path):
     assert str(once.before) == "0.70 [0.60, 0.78]"
 
 
+def bounded(step, metric, value, low, high):
+    return {"step": step, metric: value, f"{metric}_low": low, f"{metric}_high": high, "eval/prompts": 100}
+
+
+@pytest.mark.parametrize(
+    ("after", "tone", "course", "end"),
+    [
+        ((1.0, 0.9, 1.2), "better", "fell from 2.00 [1.80, 2.20] to 1.00 [0.900, 1.20]", "."),
+        ((1.9, 1.7, 2.1), "unclear", "fell from 2.00 [1.80, 2.20] to 1.90 [1.70, 2.10]", "; the intervals overlap."),
+        ((3.0, 2.5, 3.5), "worse", "rose from 2.00 [1.80, 2.20] to 3.00 [2.50, 3.50]", "."),
+        ((2.0, 1.7, 2.1), "unclear", "stayed at 2.00 [1.70, 2.10]", "."),
+    ],
+)
+def test_of_a_loss_less_is_better_where_the_intervals_do_not_overlap(tmp_path, after, tone, course, end):
+    for metric, name in (("eval/loss", "loss"), ("eval/teacher/kl", "KL to the teacher")):
+        found = judge(tmp_path, [bounded(0, metric, 2.0, 1.8, 2.2), bounded(4, metric, *after)])
+        told = f"Held-out {name} {course} in 4 steps, on 100 instances never trained on{end}"
+        assert found.sentence.startswith(told)
+        assert found.tone == tone
+        assert ("No reward is measured" in found.sentence) == (metric == "eval/teacher/kl")
+
+
 def test_without_rewards_the_training_loss_is_told(tmp_path):
     found = judge(tmp_path, [{"step": step, "loss": 1 / step} for step in (1, 2, 4)])
     assert found.sentence.endswith("Mean training loss: 1.00 in the first step, 0.250 in the last step.")

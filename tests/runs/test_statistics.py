@@ -18,6 +18,7 @@ from upslope.runs.statistics import (
     pass_at_k,
     pass_at_k_interval,
     probability_of_improvement,
+    ratio_interval,
 )
 
 COUNTS = st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
@@ -147,3 +148,35 @@ def test_many_draws_in_chunks_are_as_many_as_asked_for():
     assert bootstrap(np.ones((2000, 3)), count, draws=1500) == Interval(1.0, 1.0, 1.0)
     assert sum(seen) == 1501
     assert len(seen) > 2
+
+
+def test_the_ratio_of_sums_is_the_mean_over_tokens_and_its_interval_that_of_the_delta_method():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 20, size=400).astype(float)
+    sums = tokens * 2 + rng.normal(size=400) * np.sqrt(tokens)
+    found = ratio_interval(sums, tokens, draws=4000)
+    assert found.value == pytest.approx(sums.sum() / tokens.sum())
+    error = np.sqrt(((sums - found.value * tokens) ** 2).sum()) / tokens.sum()
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+    scaled = ratio_interval(3 * sums, 3 * tokens, draws=4000)
+    assert (scaled.low, scaled.high) == pytest.approx((found.low, found.high))
+
+
+def test_terms_are_drawn_together():
+    one, weights = np.array([1.0, 3.0, 8.0]), np.ones(3)
+    opposed = ratio_interval(np.stack([one, -one], axis=1), np.ones((3, 2)))
+    assert (opposed.low, opposed.value, opposed.high) == (0, 0, 0)
+    empty = ratio_interval(np.stack([one, np.zeros(3)], axis=1), np.stack([weights, np.zeros(3)], axis=1))
+    assert empty == ratio_interval(one, weights), "a term without weight is 0"
+
+
+@pytest.mark.parametrize(
+    ("parts", "weights", "message"),
+    [
+        ([1.0, 2.0], [1.0], r"parts has the shape \[2, 1\] and weights \[1, 1\]"),
+        ([float("nan")], [1.0], "parts has nan"),
+    ],
+)
+def test_ratios_of_what_does_not_fit(parts, weights, message):
+    with pytest.raises(UsageError, match=message):
+        ratio_interval(parts, weights)

@@ -49,7 +49,8 @@ def command(
         model: tiny (the embedded model), a Hugging Face folder, a run's folder (its newest checkpoint), or a hub id.
         data: JSONL, JSON, CSV or Parquet, or a datasets folder, with the columns of TRL, verl, OpenRLHF or question/answer; pairs,
             labelled completions or demonstrations for methods that learn from them.
-        reward: FILE.py:FUNCTION, math, exact or regex:PATTERN; sums as `a.py:f*0.5+exact*1.0`.
+        reward: FILE.py:FUNCTION, math, exact or regex:PATTERN; sums as `a.py:f*0.5+exact*1.0`. Methods that learn from given
+            completions or from a teacher alone need none.
         reward_model: a reward model to train on, as `upslope train rm` makes them: a folder, a run's folder (its newest checkpoint)
             or a hub id. The task's reward then only measures; --data needs none.
         teacher: a model as for --model, for methods that distill; or the policy itself: frozen, live or ema.

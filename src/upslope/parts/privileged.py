@@ -40,6 +40,11 @@ class PrivilegedDivergence(TeacherDivergence):
         if not 0 < self.rate <= 1:
             raise UsageError(f"{type(self).__name__}(rate={self.rate:g}): the newest's share must be in (0, 1].")
 
+    @property
+    def reads_reward(self) -> bool:
+        """Whether what the teacher is told depends on rewards: which sibling does."""
+        return self.demonstration == "sibling"
+
     def describe(self) -> str:
         told = "the reference answer" if self.demonstration == "reference" else "another completion that was right"
         return f"{super().describe()}, the teacher ({self.teacher}) reading {told}"

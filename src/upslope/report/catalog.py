@@ -37,7 +37,15 @@ HELD_OUT_RETURN = Metric(
 )
 RETURN = Metric(r"return", "Training return", "Mean over the last episodes that ended, with exploration.")
 REWARD = Metric(r"reward", "Training reward", "Mean reward of the step's completions.")
-HELD_OUT_LOSS = Metric(r"eval/loss", "Held-out loss", "The method's loss on completions that were held out.")
+HELD_OUT_LOSS = Metric(
+    r"eval/loss", "Held-out loss", "The method's loss on completions that were held out; band: 95 % interval."
+)
+HELD_OUT_TEACHER = Metric(
+    r"eval/teacher/kl",
+    "Held-out KL to the teacher",
+    "Mean over the tokens of held-out answers, in nats; band: 95 % interval.",
+    0,
+)
 HELD_OUT_PAIRS = Metric(
     r"eval/pairs/accuracy",
     "Held-out pair accuracy",
@@ -45,7 +53,7 @@ HELD_OUT_PAIRS = Metric(
     0,
     1,
 )
-LEARNING = (PASS_AT_1, HELD_OUT_RETURN, RETURN, REWARD, HELD_OUT_LOSS, HELD_OUT_PAIRS)
+LEARNING = (PASS_AT_1, HELD_OUT_RETURN, RETURN, REWARD, HELD_OUT_LOSS, HELD_OUT_TEACHER, HELD_OUT_PAIRS)
 CATALOG = (
     *LEARNING,
     Metric(
@@ -88,6 +96,8 @@ CATALOG = (
     Metric(r"weight", "Weight of stored actions", "Mean of what multiplies their log-probs.", 0),
     Metric(r"entropy", "Entropy", "Of the next-token distribution, in nats per token.", 0),
     Metric(r"kl", "KL to the reference", "Estimated divergence per token, in nats.", 0, log=True),
+    Metric(r"teacher/kl", "KL to the teacher", "Estimated from the tokens of the step, in nats per token."),
+    Metric(r"teacher/divergence", "Divergence from the teacher", "Of next-token distributions; what is minimized.", 0),
     Metric(
         r"ratio/kl", "KL to the sampling policy", "How far one step's updates move, in nats per token.", 0, log=True
     ),

@@ -1,37 +1,77 @@
-"""The headline of a run that is evaluated on given completions: held-out loss, and how many pairs are ordered rightly."""
+"""The headline of a run whose answers nobody judges: held-out loss of given completions, and how many pairs are ordered rightly;
+or how far the policy is from its teacher.
+"""
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from upslope.report.points import Point, Verdict, instances, tone_of
 from upslope.report.read import Run
 from upslope.report.text import format_number, number, plural
 
-LOSS, PAIRS, MARGIN = "eval/loss", "eval/pairs/accuracy", "eval/pairs/margin"
+LOSS, PAIRS, MARGIN, TEACHER_KL = "eval/loss", "eval/pairs/accuracy", "eval/pairs/margin", "eval/teacher/kl"
+UNJUDGED = "No reward is measured, so whether answers became right more often is not known."
 
 
 def given_verdict(run: Run) -> Verdict | None:
-    """What the evaluations on given completions say; None where there is none. Only the pairs have an interval to judge by."""
+    """What the evaluations on given completions say; None where there is none. Pairs, where there are any, are what is judged."""
     rows = [row for row in run.metrics if number(row.get(LOSS)) is not None]
     if not rows:
         return None
-    first, last = rows[0], rows[-1]
-    pairs = [point for row in (first, last) if (point := pairs_point(row)) is not None]
-    points = pairs if len(pairs) == 2 else [Point(row["step"], number(row[LOSS]) or 0.0, None) for row in (first, last)]
-    if len(rows) == 1:
-        sentence = (
-            f"Held-out loss was {format_number(first[LOSS])} at step {first['step']}, {instances(run)}; no later evaluation "
-            "was recorded."
-        )
-        return Verdict(sentence, [], "unclear", points[0])
-    sentence = (
-        f"Held-out loss {_loss_course(rows)} in {plural(last['step'] - first['step'], 'step')}, {instances(run)}."
-    )
-    if len(pairs) == 2:
-        before = "none by the reference it began as" if pairs[0].interval == (0.5, 0.5) else f"{pairs[0]} before"
-        sentence += f" Of the pairs, it orders {pairs[1]} rightly, {before}."
-    return Verdict(sentence, [], tone_of(*pairs) if len(pairs) == 2 else "unclear", points[0], points[1])
+    pairs = [point for row in (rows[0], rows[-1]) if (point := pairs_point(row)) is not None]
+    found = falling(run, LOSS, "loss")
+    if len(rows) == 1 or len(pairs) < 2:
+        return replace(found, before=pairs[0]) if pairs else found
+    before = "none by the reference it began as" if pairs[0].interval == (0.5, 0.5) else f"{pairs[0]} before"
+    sentence = f"{found.sentence} Of the pairs, it orders {pairs[1]} rightly, {before}."
+    return Verdict(sentence, [], tone_of(*pairs), *pairs)
+
+
+def teacher_verdict(run: Run) -> Verdict | None:
+    """How near the policy came to its teacher, where nobody judged its answers; None where that was not evaluated."""
+    if all(number(row.get(TEACHER_KL)) is None for row in run.metrics):
+        return None
+    found = falling(run, TEACHER_KL, "KL to the teacher")
+    return replace(found, sentence=f"{found.sentence} {UNJUDGED}")
+
+
+def falling(run: Run, metric: str, name: str) -> Verdict:
+    """What the evaluations say of a metric of which less is better: a fall counts if the two intervals do not overlap."""
+    points = [
+        FinePoint(row["step"], value, interval_of(row, metric))
+        for row in run.metrics
+        if (value := number(row.get(metric))) is not None
+    ]
+    first, last, best = points[0], points[-1], min(points, key=lambda point: point.value)
+    if len(points) == 1:
+        told = f"Held-out {name} was {first} at step {first.step}, {instances(run)}; no later evaluation was recorded."
+        return Verdict(told, [], "unclear", first)
+    overlap = tone_of(last, first) == "unclear" and first.interval is not None and last.interval is not None
+    if format_number(first.value) == format_number(last.value):
+        course, overlap = f"stayed at {last}", False
+    else:
+        course = f"{'fell' if last.value < first.value else 'rose'} from {first} to {last}"
+    if last.value - best.value > 0.1 * (first.value - best.value) and best.value < first.value:
+        course += f" (lowest at step {best.step}: {best})"
+    where = f"in {plural(last.step - first.step, 'step')}, {instances(run)}"
+    told = f"Held-out {name} {course} {where}{'; the intervals overlap' if overlap else ''}."
+    return Verdict(told, [], tone_of(last, first), first, last)
+
+
+class FinePoint(Point):
+    """A point whose number is no share: three significant digits."""
+
+    def __str__(self) -> str:
+        ends = "" if self.interval is None else f" [{', '.join(map(format_number, self.interval))}]"
+        return f"{format_number(self.value)}{ends}"
+
+
+def interval_of(row: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
+    """The recorded interval of a metric, _low and _high; None where it has none."""
+    low, high = number(row.get(f"{metric}_low")), number(row.get(f"{metric}_high"))
+    return None if low is None or high is None else (low, high)
 
 
 def pairs_point(row: Mapping[str, Any]) -> Point | None:
@@ -49,15 +89,3 @@ def wilson(share: float, count: float) -> tuple[float, float]:
     z = 1.96
     middle, half = share + z**2 / (2 * count), z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     return max(0.0, (middle - half) / (1 + z**2 / count)), min(1.0, (middle + half) / (1 + z**2 / count))
-
-
-def _loss_course(rows: list[dict[str, Any]]) -> str:
-    values = [number(row[LOSS]) or 0.0 for row in rows]
-    before, after, best = values[0], values[-1], min(values)
-    if format_number(before) == format_number(after):
-        course = f"stayed at {format_number(after)}"
-    else:
-        course = f"{'fell' if after < before else 'rose'} from {format_number(before)} to {format_number(after)}"
-    if after - best > 0.1 * (before - best) and best < before:
-        course += f" (lowest at step {rows[values.index(best)]['step']}: {format_number(best)})"
-    return course

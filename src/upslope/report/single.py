@@ -68,6 +68,8 @@ def _facts(run: Run, seconds: float) -> list[tuple[str, str]]:
 
 def _level(sample: Sample, lowest: float, highest: float) -> str:
     """Where a reward lies among those listed: for its colour and for the filter."""
+    if sample.reward is None and not sample.failure:
+        return "unjudged"
     if sample.failure or sample.reward is None:
         return "failed"
     if sample.reward == highest and highest > lowest:

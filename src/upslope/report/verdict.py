@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from upslope.report.given import given_verdict
+from upslope.report.given import given_verdict, interval_of, teacher_verdict
 from upslope.report.points import INSTANCES, Point, Verdict, instances, tone_of
 from upslope.report.read import Run
 from upslope.report.text import format_number, format_share, number, plural
@@ -19,8 +19,8 @@ def verdict(run: Run) -> Verdict:
     """What the evaluations say, and nothing that they do not: a rise counts if the two intervals do not overlap."""
     metric = next((name for name in NAMES if evaluations(run, name)), PASS)
     what, points = f"Held-out {NAMES[metric]}", evaluations(run, metric)
-    if not points and (given := given_verdict(run)) is not None:
-        return replace(given, reasons=[] if given.tone == "better" else reasons(run))
+    if not points and (found := given_verdict(run) or teacher_verdict(run)) is not None:
+        return replace(found, reasons=[] if found.tone == "better" else reasons(run))
     if not points:
         return Verdict(
             f"No held-out evaluation was recorded. {_training_sentence(run)}".strip(), reasons(run), "unclear"
@@ -53,11 +53,10 @@ def _interval(row: Mapping[str, Any], metric: str) -> tuple[float, float] | None
     """The recorded interval, or of pass@1, where all n prompts scored alike, and it has no width, what n such prompts exclude:
     with 95 % confidence, a share that lies more than 3 / n away (the rule of three).
     """
-    low, high = number(row.get(f"{metric}_low")), number(row.get(f"{metric}_high"))
-    if low is None or high is None:
-        return None
-    if metric != PASS:
-        return low, high
+    recorded = interval_of(row, metric)
+    if recorded is None or metric != PASS:
+        return recorded
+    low, high = recorded
     count = next((count for name in INSTANCES if (count := number(row.get(name)))), None)
     slack = 3 / count if low == high and count else 0.0
     return max(low - slack, min(low, 0.0)), min(high + slack, max(high, 1.0))

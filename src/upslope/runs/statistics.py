@@ -26,6 +26,10 @@ class Interval:
     low: float
     high: float
 
+    def named(self, name: str) -> dict[str, float]:
+        """The three as metrics: `name`, with _low and with _high."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 def pass_at_k(samples: ArrayLike, correct: ArrayLike, k: int) -> Floats:
     """Probability that one of `k` samples, drawn without replacement from a prompt's n, is correct:  [P]
@@ -88,6 +92,29 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     values = [statistic(_resample(table, count, rng)) for count in _chunks(draws, table.size)]
     return _interval(statistic(table[None]), values, level)
+
+
+def ratio_interval(
+    parts: ArrayLike, weights: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> Interval:
+    """Sum over terms of (sum of `parts`) / (sum of `weights`), with a bootstrap interval over instances.
+
+    A mean over tokens (or rows) whose number differs between prompts: `parts` is each prompt's sum of values, `weights` its
+    number of tokens; [instances] or, for a sum of several such means, [instances, terms]. All terms of an instance are drawn
+    together. A term without weight is 0. Raises UsageError for empty, ragged or non-finite numbers, or unequal shapes.
+    """
+    over, under = _table(parts, "parts"), _table(weights, "weights")
+    if over.shape != under.shape:
+        raise UsageError(f"parts has the shape {list(over.shape)} and weights {list(under.shape)}. Give both alike.")
+
+    def statistic(rows: NDArray[np.int64]) -> Floats:
+        above, below = over[rows].sum(axis=1), under[rows].sum(axis=1)
+        ratios: Floats = np.divide(above, below, out=np.zeros_like(above), where=below != 0)
+        return ratios.sum(axis=1)
+
+    rng, count = np.random.default_rng(seed), len(over)
+    values = [statistic(rng.integers(count, size=(some, count))) for some in _chunks(draws, 2 * over.size)]
+    return _interval(statistic(np.arange(count)[None]), values, level)
 
 
 def probability_of_improvement(

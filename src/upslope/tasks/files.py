@@ -61,10 +61,10 @@ def open_data(
 
 
 def open_prompts(data: Data, settings: Mapping[str, Any], eval_size: int | None) -> Task:
-    """The prompts of `data`, whose judge is of no parts: somebody else judges the answers."""
-    name, _, splits, notes = read_splits(data, settings)
+    """The prompts of `data`, whose judge is of no parts: somebody else judges the answers, or nobody."""
+    name, layout, splits, notes = read_splits(data, settings)
     cut, size_notes = at_most(splits, None, eval_size)
-    return Task(name, cut, Judge(()), plain(settings), notes + size_notes)
+    return Task(name, cut, Judge((), reference=layout.reference_of), plain(settings), notes + size_notes)
 
 
 def read_splits(data: Data, settings: Mapping[str, Any]) -> tuple[str, Layout, dict[str, list[Example]], list[str]]:

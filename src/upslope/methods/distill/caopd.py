@@ -39,6 +39,11 @@ class CalibratedDivergence(PrivilegedDivergence):
     tag: str = "Confidence:"
     note: str = "The confidence to state is {}.\n"
 
+    @property
+    def reads_reward(self) -> bool:
+        """Always: how many of a group are right."""
+        return True
+
     def rewrite(self, rollouts: Rollouts, batch: Batch) -> tuple[list[tuple[str, str] | None], dict[str, float]]:
         """New completions of the policy's rows, and how well calibrated the old ones were."""
         share, expert = self._share(batch), is_expert(batch)

@@ -9,7 +9,8 @@ Limits:  on-policy the mean gradient is that of KL(policy || teacher) at the pre
     the policy is the teacher. discount=1 adds what a token does to the divergence after it: the gradient of the KL of whole
     completions.
 Expects:  a teacher with the policy's tokens (--teacher), better than it on the completions that the policy writes itself. It
-    costs a forward pass of the teacher beside the policy's forward and backward pass. Rewards are measured, not used.
+    costs a forward pass of the teacher beside the policy's forward and backward pass. Rewards, where there are any, are measured,
+    not used.
 Source:  Lu and Thinking Machines Lab 2025, "On-Policy Distillation"; thinking-machines-lab/tinker-cookbook,
     distillation/train_on_policy.py.
 Deviations:  the cookbook adds the advantage to that of the environment's reward, which is 0 in pure distillation; here there is
