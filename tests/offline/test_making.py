@@ -211,3 +211,22 @@ def test_the_command_makes_a_log_of_discrete_actions_by_ppo(tmp_path, monkeypatc
     assert "TQ" in capsys.readouterr().out
     assert main(line.replace("random", "medium-replay").replace("--out log", "--out other").split()) == 2
     assert "stores nothing" in capsys.readouterr().err
+
+
+def test_a_run_with_noise_on_its_observations_is_played_with_it(tmp_path, monkeypatch):
+    """Noise of 0.3: what is logged is seen with it, and two looks at a place differ by as much."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "line.py").write_text(LINE)
+    task = f"{tmp_path / 'line.py'}:Line"
+    with Trainer("sac", task=task, steps=4, out="run", observation_noise=0.3, **RUN, **TRAIN) as trainer:
+        trainer.train()
+    for quality in ("random", "expert", "medium-replay"):
+        facts = make_log(tmp_path / "run", tmp_path / quality, Request(quality, 400))
+        assert facts["observation_noise"] == 0.3
+        log = open_log(str(tmp_path / quality), None)
+        inside = np.abs(log.observation[:, 0] + 0.6 * log.action[:, 0]) < 4
+        apart = (log.next_observation - log.observation - 0.6 * log.action)[inside, 0]
+        assert apart.std() == pytest.approx(0.3 * 2**0.5, rel=0.2)
+        assert "rollout.observation_noise=0.3" in log.notes[0]
+    with Trainer("bc", data=str(tmp_path / "random"), task=task, steps=1, **RUN, **{"policy.hidden": [8]}) as trainer:
+        assert "noise of standard deviation 0.3" in trainer.parts.task.describe()

@@ -11,10 +11,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import Tensor
 
+from upslope.actor_critic.episodes import by_episodes
 from upslope.actor_critic.replay import EXTRAS, STEP, Layout, pieces
+from upslope.config import read_config
 from upslope.errors import UsageError
 from upslope.offline.densities import EDGE
-from upslope.offline.found import Found, Origin
+from upslope.offline.found import Found, Origin, noise_note
 from upslope.offline.reading import read_log
 from upslope.parts.gae import discounted_sum
 from upslope.tasks.spaces import ActionSpec
@@ -155,22 +157,30 @@ def run_log(folder: Path) -> Log:
         raise UsageError(f"{folder} has no stored transitions: it is no run that learned from a replay buffer.")
     try:
         about: dict[str, Any] = json.loads((stored / "about.json").read_text())
+        layout, copies = Layout(int(about["observation"]), int(about["action"])), int(about["environments"])
         rows = np.concatenate([load_file(file)["rows"] for file in found])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(f"the stored transitions in {stored} are damaged: {error}.") from None
-    copies = int(about["environments"])
-    if copies > 1:  # rows come step by step; an episode is one copy's
-        rows = rows[: len(rows) // copies * copies].reshape(-1, copies, rows.shape[1]).swapaxes(0, 1).copy()
-        ends = Layout(about["observation"], about["action"]).columns()["truncated"][0]
-        rows[:, -1, ends] = 1.0
-        rows = rows.reshape(-1, rows.shape[-1])
-    columns = Layout(about["observation"], about["action"]).columns()
+    if rows.ndim != 2 or rows.shape[1] < layout.width or copies < 1:
+        raise UsageError(
+            f"the stored transitions in {stored} are damaged: rows {list(rows.shape)} do not fit about.json."
+        )
+    rows = by_episodes(rows, layout, copies)
     arrays: dict[str, Any] = {
-        name: np.ascontiguousarray(rows[:, first:last]) for name, (first, last) in columns.items()
+        name: np.ascontiguousarray(rows[:, first:last]) for name, (first, last) in layout.columns().items()
     }
     for name in ("reward", "terminated", "truncated"):
         arrays[name] = arrays[name][:, 0]
-    return Log(**arrays, task=about.get("task"))
+    settings = about["task_settings"] if "task_settings" in about else _task_settings(folder)
+    notes = noise_note(about.get("observation_noise"))
+    return Log(**arrays, task=about.get("task"), task_settings=dict(settings or {}), notes=notes)
+
+
+def _task_settings(folder: Path) -> dict[str, Any]:
+    """Those of a run whose store does not say them: it was written by a version that did not."""
+    place = folder / "config.yaml"
+    found = read_config(place).get("task_settings") if place.is_file() else None
+    return found if isinstance(found, dict) else {}
 
 
 def _named(arrays: dict[str, np.ndarray], path: str) -> dict[str, np.ndarray]:

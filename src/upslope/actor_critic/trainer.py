@@ -264,9 +264,17 @@ class ActorCriticTrainer(Trainer):
                 "action": parts.layout.action,
                 # rows of several copies stand step by step, or whole episodes after each other
                 "environments": parts.environments.count if parts.unfinished is None else 1,
-                "task": self.config.task,
+                **self._played_in(),
+                "observation_noise": parts.recipe.rollout.observation_noise,  # type: ignore[attr-defined]
             }
             write_atomic(self._stored / "about.json", json.dumps(about) + "\n")
+
+    def _played_in(self) -> dict[str, Any]:
+        """The task, or the log's, and its settings."""
+        log, config = self.parts.log, self.config
+        of_log = config.task is None and log is not None
+        own = {**log.task_settings, **config.task_settings} if of_log and log is not None else config.task_settings
+        return {"task": log.task if of_log and log is not None else config.task, "task_settings": dict(own)}
 
     def _facts(self) -> dict[str, Any]:
         """What must be the same when a run is resumed although no setting shows it."""

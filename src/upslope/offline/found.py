@@ -38,6 +38,15 @@ class Found(Origin):
     arrays: dict[str, np.ndarray]
 
 
+def noise_note(std: Any) -> tuple[str, ...]:
+    """Says that a log's observations have noise, and how to play with it; nothing where they have none."""
+    if not isinstance(std, int | float) or not std > 0:
+        return ()
+    return (
+        f"its observations have noise of standard deviation {std:g}: play with as much, --set rollout.observation_noise={std:g}",
+    )
+
+
 def normalized_score(returns: float, references: tuple[float, float]) -> float:
     """100 (return - random) / (expert - random): 0 is random actions, 100 the expert (D4RL; Minari's is a hundredth of it)."""
     low, high = references

@@ -8,6 +8,7 @@
     medium-expert   half of either
 
 ref_min_score and ref_max_score are the mean returns of uniform actions and of the expert's likeliest actions, over fresh episodes.
+Where the run was trained with noise on its observations, all of this is played with it, and the metadata say how much.
 
 Source: Fu et al. 2020 (arXiv:2004.07219), section 5 and appendix; Farama-Foundation/Minari 0.5.4 for the layout.
 """
@@ -25,6 +26,7 @@ import torch
 from upslope.actor_critic.log import run_log
 from upslope.collect import key_number, seeded
 from upslope.config import Config, config_from, read_config
+from upslope.control.certifying import trained_noise
 from upslope.control.evaluation import play_episodes
 from upslope.errors import UsageError
 from upslope.offline.densities import policy_logp, to_log, uniform_logp
@@ -35,6 +37,7 @@ from upslope.policies.control import ControlPolicy
 from upslope.runs.checkpoint import list_checkpoints, load_checkpoint
 from upslope.runs.metrics import read_metrics
 from upslope.tasks.environments import Environments
+from upslope.tasks.noise import noisy
 from upslope.tasks.opening import open_environments
 from upslope.tasks.spaces import ActionSpec
 
@@ -87,6 +90,7 @@ def make_log(run: Path, out: Path, request: Request, tiers: Tiers | None = None)
     returns = np.array([episode.total for episode in episodes])
     references = (tiers.random_return, tiers.expert_return)
     facts: dict[str, Any] = {**asdict(request), **with_run, **asdict(tiers), "return_mean": float(returns.mean())}
+    facts["observation_noise"] = _noise(config)
     facts |= {"episodes": len(episodes), "steps_logged": sum(len(one.rewards) for one in episodes)}
     facts["score_mean"] = normalized_score(facts["return_mean"], references)
     about = {
@@ -318,13 +322,19 @@ class _opened:  # noqa: N801 - reads as a function
     ) -> None:
         number = key_number(f"{seed}/data/{what}") % 2**32
         settings = config.task_settings
-        self.found = open_environments(config.task, copies, number, settings=settings, convention=convention)
+        opened = open_environments(config.task, copies, number, settings=settings, convention=convention)
+        self.found = noisy(opened, _noise(config))
 
     def __enter__(self) -> Environments:
         return self.found
 
     def __exit__(self, *_: object) -> None:
         self.found.close()
+
+
+def _noise(config: Config) -> float:
+    """The noise on observations that the run was trained with."""
+    return trained_noise({"method": config.method, "settings": config.settings})
 
 
 def _box(shape: tuple[int, ...]) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from upslope.errors import UsageError
-from upslope.offline.found import Found, need_h5py
+from upslope.offline.found import Found, need_h5py, noise_note
 from upslope.offline.spaces import space_of
 from upslope.tasks.spaces import ActionSpec, Leaf, ObservationSpec
 
@@ -74,9 +74,12 @@ def read_minari(folder: Path) -> Found:
             )
         arrays["behavior_logp"] = np.concatenate(known)
     task, settings = _environment(about.get("env_spec"))
-    if task is None and isinstance(made := about.get("upslope"), dict):
+    ours = about.get("upslope")
+    made: dict[str, Any] = ours if isinstance(ours, dict) else {}
+    if task is None:
         task = made.get("task")  # one's own, which env_spec cannot name
-    return Found(arrays, task=task, task_settings=settings, actions=actions if raw else None, references=_scores(about))
+    notes, given = noise_note(made.get("observation_noise")), actions if raw else None
+    return Found(arrays, task=task, task_settings=settings, actions=given, references=_scores(about), notes=notes)
 
 
 def reference_scores(path: Path) -> tuple[float, float] | None:
