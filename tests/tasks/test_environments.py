@@ -294,7 +294,7 @@ def test_environments_by_name():
         ("CartPol-v1", "Did you mean CartPole-v1"),
         ("nowhere:Thing", "nowhere cannot be imported"),
         (f"{__file__}:Wall", "has no class or function 'Wall'"),
-        (3, "must have reset and step"),
+        (3, "must have reset, step, observation_space and action_space, and 3 has no reset"),
     ):
         with pytest.raises(UsageError, match=message):
             open_environments(what, 1, 0)

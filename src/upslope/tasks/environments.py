@@ -351,7 +351,10 @@ class Copies(Environments):
         elif self.actions.kind == "multi_discrete":
             action = action.reshape(self.actions.shape)
         try:
-            seen, reward, terminated, truncated, _ = self.copies[row].step(action)
+            returned = self.copies[row].step(action)
+            if not isinstance(returned, tuple | list) or len(returned) != 5:
+                raise _other_values(returned, "observation, reward, terminated, truncated, info")
+            seen, reward, terminated, truncated, _ = returned
             self.observations.flatten(seen, observation[row])
             return float(reward), bool(terminated), bool(truncated)
         except Exception as error:
@@ -359,7 +362,10 @@ class Copies(Environments):
 
     def _reset_copy(self, row: int, observation: np.ndarray, seed: int | None = None) -> None:
         try:
-            seen, _ = self.copies[row].reset(seed=self.seed_of(row) if seed is None else seed)
+            returned = self.copies[row].reset(seed=self.seed_of(row) if seed is None else seed)
+            if not isinstance(returned, tuple | list) or len(returned) != 2:
+                raise _other_values(returned, "observation, info")
+            seen, _ = returned
             self.observations.flatten(seen, observation[row])
         except Exception as error:
             raise self._failure(row, "reset", error) from error
@@ -367,3 +373,8 @@ class Copies(Environments):
     def _failure(self, row: int, where: str, error: Exception) -> EnvironmentFailure:
         what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         return EnvironmentFailure(f"{self._where(row)}: {where} failed: {what}. Correct the environment.")
+
+
+def _other_values(returned: Any, names: str) -> ValueError:
+    told = f"{len(returned)} values" if isinstance(returned, tuple | list) else type(returned).__name__
+    return ValueError(f"it returned {told}, and an environment of Gymnasium returns ({names})")

@@ -4,8 +4,12 @@ import copy
 import dataclasses
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from upslope.environments.dynamics import Dynamics
@@ -27,8 +31,9 @@ def open_environments(
 ) -> Environments:
     """`count` copies of an environment.
 
-    what      an id that is registered with Gymnasium; "module:Class", "module:function", "file.py:Class"; a class or function
-              that makes one; an environment, which is copied; a vector environment, which has its own count
+    what      an id that is registered with Gymnasium, or by a module ("module:Id-v0"); "module:Class", "module:function",
+              "file.py:Class"; a class or function that makes one; an environment, which is copied; a vector environment, which has
+              its own count. Modules are looked for in the current folder, too
     settings  keywords of the environment; `max_episode_steps` is read here: the time limit, in place of the registered one
     Raises UsageError naming what is wrong with `what` or with the settings.
     """
@@ -47,12 +52,12 @@ def open_environments(
         name = getattr(what, "__name__", type(what).__name__)
         make: Callable[[], Any] = lambda: _made(what, name, values)  # noqa: E731
         first = make()
+        _check_complete(first, f"what {name} makes")
         if hasattr(first, "num_envs"):
             return Vectorized(_vector(first), seed, name=name, convention=convention, limit=limit)
         made = [first]
         return _several(lambda: made.pop() if made else make(), count, seed, name, convention, limit)
-    if not hasattr(what, "step") or not hasattr(what, "reset"):
-        raise UsageError(f"an environment must have reset and step, and {type(what).__name__} has not.")
+    _check_complete(what, f"{what!r}" if isinstance(what, (int, float)) else type(what).__name__)
     _refuse(values, "an environment that has been made")
     return _copied(what, count, seed, limit, convention)
 
@@ -60,6 +65,18 @@ def open_environments(
 def _vector(what: Any) -> Any:
     """A vector environment as it is; a VecEnv of Stable-Baselines3's as one."""
     return FromVecEnv(what) if is_vec_env(what) else what
+
+
+def _check_complete(what: Any, name: str) -> None:
+    """Raises UsageError where something of an environment is missing."""
+    lacking = [
+        part for part in ("reset", "step", "observation_space", "action_space") if getattr(what, part, None) is None
+    ]
+    if lacking:
+        raise UsageError(
+            f"an environment must have reset, step, observation_space and action_space, and {name} has no "
+            f"{' and no '.join(lacking)}."
+        )
 
 
 def _refuse(values: Mapping[str, Any], what: str) -> None:
@@ -79,10 +96,7 @@ def maker_of(what: str) -> tuple[Callable[..., Any], int | None]:
 
     if not _is_registered(what):
         return _load(what), None
-    module, _, name = what.rpartition(":")
-    if module:
-        importlib.import_module(module)
-    spec = gymnasium.spec(name)
+    spec = gymnasium.spec(what.rpartition(":")[2])
     bare = dataclasses.replace(spec, order_enforce=False, max_episode_steps=None)
     return lambda **keywords: gymnasium.make(bare, disable_env_checker=True, **keywords), spec.max_episode_steps
 
@@ -119,7 +133,11 @@ def _made(what: Callable[..., Any], name: str, values: Mapping[str, Any]) -> Any
         raise
     except Exception as error:
         given = f" with {', '.join(f'{key}={value!r}' for key, value in values.items())}" if values else ""
-        raise UsageError(f"the environment {name} cannot be made{given}: {type(error).__name__}: {error}") from error
+        remedy = " Its keywords are the settings task_settings.NAME=VALUE." if isinstance(error, TypeError) else ""
+        said = str(error).rstrip(".")
+        raise UsageError(
+            f"the environment {name} cannot be made{given}: {type(error).__name__}: {said}.{remedy}"
+        ) from error
 
 
 def _copied(first: Any, count: int, seed: int, limit: int | None, convention: Actions) -> Environments:
@@ -140,16 +158,14 @@ def _copied(first: Any, count: int, seed: int, limit: int | None, convention: Ac
 
 
 def _is_registered(name: str) -> bool:
+    """Whether Gymnasium knows the name; that of "module:Id-v0" once the module, which registers it, has been imported."""
     import gymnasium
 
     importlib.import_module("upslope.environments")  # registers our own
-    module, _, plain = name.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            return False
-    return plain in gymnasium.registry
+    source, _, plain = name.rpartition(":")
+    if source and not hasattr(_module(source, name), plain):
+        return plain in gymnasium.registry
+    return not source and plain in gymnasium.registry
 
 
 def _unknown(name: str) -> str:
@@ -157,24 +173,47 @@ def _unknown(name: str) -> str:
 
     close = difflib.get_close_matches(name, gymnasium.registry.keys(), n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    return f"no environment '{name}' is registered with Gymnasium.{hint} Your own: module:Class or file.py:Class."
+    return (
+        f"no environment '{name}' is registered with Gymnasium.{hint} One that a package registers: package:{name or 'Id-v0'}. "
+        "Your own: module:Class or file.py:Class."
+    )
 
 
 def _load(what: str) -> Any:
     """The class or function that "module:name" or "file.py:name" names."""
-    from upslope.tasks.user_reward import import_file
-
     if ":" not in what:
         raise UsageError(_unknown(what))
     source, _, name = what.rpartition(":")
+    module = _module(source, what)
+    found = getattr(module, name, None)
+    if not callable(found):
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        raise UsageError(
+            f"{source} has no class or function '{name}', and registers no environment of that name. It has: "
+            f"{', '.join(own) or 'none'}."
+        )
+    return found
+
+
+def _module(source: str, what: str) -> ModuleType:
+    """The module or file that `what` names before its colon. Raises UsageError where it cannot be imported."""
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)  # behind all else: a console script does not look where it is called
     try:
-        module = import_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+        if not source.endswith(".py"):
+            return importlib.import_module(source)
+        path = Path(source).resolve()
+        return _file(path, path.stat().st_mtime_ns)
     except Exception as error:
         raise UsageError(
             f"the environment {what}: {source} cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        raise UsageError(f"{source} has no class or function '{name}'. It has: {', '.join(own) or 'none'}.")
-    return found
+
+
+@cache
+def _file(path: Path, changed: int) -> ModuleType:
+    """A file's module, which is run once: a second time would register its environments again."""
+    from upslope.tasks.user_reward import import_file
+
+    return import_file(path)

@@ -58,6 +58,8 @@ class ObservationSpec:
         from gymnasium import spaces
 
         leaves = tuple(_leaves(space, ""))
+        if not sum(leaf.size for leaf in leaves):
+            raise UsageError(f"the observation space {space} has no numbers. Give it at least one, if only a constant.")
         return cls(leaves, nested=isinstance(space, spaces.Dict | spaces.Tuple))
 
     def flatten(self, observation: Any, out: np.ndarray) -> None:
@@ -71,20 +73,22 @@ class ObservationSpec:
             place += leaf.size
 
     def rows(self, observation: Any) -> tuple[np.ndarray, bool]:
-        """Flat observations [N, D] of one, or of several [N, *shape], and whether it was several."""
+        """Flat observations [N, D] of one, or of several [N, *shape], and whether it was several.
+
+        Raises UsageError for what is no observation of the space.
+        """
         first = self.leaves[0]
-        value = _at(observation, first.name) if self.nested else observation
-        shape = () if first.values and len(first.values) == 1 and not first.shape else first.shape
-        several = np.ndim(value) == len(shape) + 1
-        count = len(value) if several else 1
-        out = np.empty((count, self.size), dtype=np.float32)
-        for row in range(count):
-            try:
+        try:
+            value = _at(observation, first.name) if self.nested else observation
+            shape = () if first.values and len(first.values) == 1 and not first.shape else first.shape
+            several = np.ndim(value) == len(shape) + 1
+            out = np.empty((len(value) if several else 1, self.size), dtype=np.float32)
+            for row in range(len(out)):
                 self.flatten(of_row(observation, row) if several else observation, out[row])
-            except ValueError as error:
-                raise UsageError(
-                    f"the observation {error}. Give one of the environment's, or several of them."
-                ) from None
+        except (ValueError, TypeError, IndexError) as error:
+            raise UsageError(
+                f"{error}. Give an observation as the environment gives it, or several of them, stacked."
+            ) from None
         return out, several
 
     @staticmethod
@@ -136,19 +140,22 @@ def _leaves(space: Any, name: str) -> list[Leaf]:
         return [Leaf(own, (), (int(space.n),), int(space.start))]
     if isinstance(space, spaces.MultiDiscrete):
         if np.any(space.start):
-            raise UsageError(f"the observation {own} is {space}: only MultiDiscrete spaces that start at 0 are read.")
+            raise UsageError(
+                f"{own} is {space}: only MultiDiscrete spaces that start at 0 are read. Subtract its start."
+            )
         return [Leaf(own, tuple(space.shape), tuple(int(n) for n in space.nvec.reshape(-1)))]
     if isinstance(space, spaces.MultiBinary):
         return [Leaf(own, tuple(space.shape))]
     if isinstance(space, spaces.Box):
         if space.dtype == np.uint8 and len(space.shape) >= 3:
             raise UsageError(
-                f"the observation {own} is an image {space.shape}, and policies here are networks of flat observations. Wrap "
-                "the environment so that it gives features."
+                f"{own} is an image {space.shape}, and policies here are networks of flat observations. Wrap the environment so "
+                "that it gives features."
             )
         return [Leaf(own, tuple(space.shape))]
     raise UsageError(
-        f"the observation {own} is {space}; Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple are read."
+        f"{own} is {space}; Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these are read. Wrap the "
+        "environment so that it gives one of them, such as with gymnasium.wrappers.TransformObservation."
     )
 
 
@@ -162,11 +169,19 @@ def of_row(observations: Any, row: int) -> Any:
 
 
 def _at(observation: Any, name: str) -> Any:
-    for key in name.split("/"):
+    """The entry of a nested observation. Keys of a dict may have slashes of their own, so the longest that is there counts."""
+    keys = name.split("/")
+    while keys:
         try:
-            observation = observation[int(key) if isinstance(observation, tuple | list) else key]
-        except (KeyError, IndexError, TypeError):
-            raise ValueError(f"has no entry {name}") from None
+            if isinstance(observation, tuple | list):
+                used = 1
+                observation = observation[int(keys[0])]
+            else:
+                used = next(n for n in range(len(keys), 0, -1) if "/".join(keys[:n]) in observation)
+                observation = observation["/".join(keys[:used])]
+        except (StopIteration, IndexError, TypeError, ValueError):
+            raise ValueError(f"the observation has no entry {name}") from None
+        keys = keys[used:]
     return observation
 
 
@@ -190,8 +205,11 @@ class ActionSpec:
 
     @cached_property
     def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """The bounds of a continuous action, each [A] float32."""
-        return np.asarray(self.low, dtype=np.float32), np.asarray(self.high, dtype=np.float32)
+        """The bounds of a continuous action, each [A] float32, within those of the environment where these are more exact."""
+        low, high = np.asarray(self.low, dtype=np.float32), np.asarray(self.high, dtype=np.float32)
+        inner_low = np.where(low < np.asarray(self.low), np.nextafter(low, np.float32(np.inf)), low)
+        inner_high = np.where(high > np.asarray(self.high), np.nextafter(high, np.float32(-np.inf)), high)
+        return inner_low, inner_high
 
     @property
     def bounded(self) -> bool:
@@ -215,7 +233,8 @@ class ActionSpec:
             low, high = (tuple(float(x) for x in bound.reshape(-1)) for bound in (space.low, space.high))
             return cls("continuous", tuple(space.shape), (), (), low, high)
         raise UsageError(
-            f"the actions are {space}; Discrete, MultiDiscrete, MultiBinary and Box of floats are drawn from."
+            f"the actions are {space}; Discrete, MultiDiscrete, MultiBinary and Box of floats are drawn from. Wrap the "
+            "environment so that it takes one of them (gymnasium.ActionWrapper)."
         )
 
     def to_environment(self, action: np.ndarray, convention: str) -> np.ndarray:
