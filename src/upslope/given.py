@@ -17,6 +17,7 @@ from upslope.prompts import Prompts, PromptStream
 from upslope.recipe import Recipe, State
 from upslope.rollout import Example, Finish, Outcome, Rollouts, Sampling
 from upslope.samples import reads_samples
+from upslope.tasks.files import prompt_text
 from upslope.update import Updater
 from upslope.writers import Drawn, Writers, draw, remember
 
@@ -189,7 +190,8 @@ def evaluate_given(
     state: State | None = None,
     sampling: Sampling | None = None,
 ) -> Evaluation:
-    """The recipe's loss and statistics on held-out completions, as eval/loss, eval/pairs/accuracy and so on.
+    """The recipe's loss and statistics on held-out completions, as eval/loss, eval/pairs/accuracy and so on; the loss with a
+    bootstrap interval over prompts (_low, _high).
 
     Where the recipe samples beside given completions, it does here too, by `sampling` and with the collector's `state`; the rows
     of the evaluation that are shown are then the samples.
@@ -197,7 +199,9 @@ def evaluate_given(
     key = (seed, "eval")
     found = collector.rows(examples, state=state, sampling=sampling, key=key)
     assert found.batch is not None
-    stats = updater.measure(found.rollouts, found.batch, states, key)
+    numbers: dict[str, int] = {}
+    prompt = [numbers.setdefault(prompt_text(example.prompt), len(numbers)) for example in found.examples]
+    stats = updater.measure(found.rollouts, found.batch, states, key, torch.tensor(prompt))
     metrics = {f"eval/{name}": value for name, value in stats.items()}
     shown = (found.source != EXPERT).nonzero().squeeze(1)
     shown = shown if len(shown) else torch.arange(len(found.rollouts))

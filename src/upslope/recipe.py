@@ -1,6 +1,6 @@
 """Recipe: a published method as parts. `prepare` once per step without gradient, `loss` per micro-batch, linear in the split."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, overload
 
@@ -275,15 +275,10 @@ class Recipe(Assembly):
         total: Tensor | None = None
         stats: Stats = {}
         for index, term in enumerate(self.all_terms()):
-            per = term.surrogate(batch.read_by(term.surrogate))
-            scale = getattr(batch, f"scale_{index}")
-            if term.weighted and "weight" in batch:
-                scale = scale * (batch.weight if per.ndim == 2 else batch.read_by(term.surrogate).per_row("weight"))
-            contribution = (per * scale).sum()
-            for part in term.regularizer:
-                contribution = (
-                    contribution + (part(batch.read_by(part)) * getattr(batch, f"penalty_scale_{index}")).sum()
-                )
+            contribution: Tensor | None = None
+            for summands in self._summands(index, term, batch):
+                contribution = summands.sum() if contribution is None else contribution + summands.sum()
+            assert contribution is not None
             weighted = contribution if term.coefficient == 1 else term.coefficient * contribution
             total = weighted if total is None else total + weighted
             if self.terms:
@@ -291,6 +286,26 @@ class Recipe(Assembly):
         assert total is not None  # there is always the main term
         stats["loss"] = total.detach()
         return total, {**stats, **self._stats(batch)} if statistics else stats
+
+    @staticmethod
+    def _summands(index: int, term: Term, batch: Batch) -> Iterator[Tensor]:
+        """What is summed to a term before its coefficient: of the surrogate, then of each regularizer, [R] or [R, T]."""
+        per = term.surrogate(batch.read_by(term.surrogate))
+        scale = getattr(batch, f"scale_{index}")
+        if term.weighted and "weight" in batch:
+            scale = scale * (batch.weight if per.ndim == 2 else batch.read_by(term.surrogate).per_row("weight"))
+        yield per * scale
+        for part in term.regularizer:
+            yield part(batch.read_by(part)) * getattr(batch, f"penalty_scale_{index}")
+
+    @torch.no_grad()
+    def row_losses(self, batch: Batch) -> Tensor:
+        """What each row of a prepared micro-batch adds to each term of `loss`, coefficients included, [R, terms]."""
+        found = batch.logp.new_zeros(len(batch), len(self.all_terms()))
+        for index, term in enumerate(self.all_terms()):
+            for summands in self._summands(index, term, batch):
+                found[:, index] += term.coefficient * (summands.sum(1) if summands.ndim == 2 else summands)
+        return found
 
     @torch.no_grad()
     def _stats(self, batch: Batch) -> Stats:

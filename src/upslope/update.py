@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from upslope.batch import Batch
 from upslope.collect import seeded
+from upslope.heldout import loss_interval
 from upslope.learner import AdamStep, Halves, Learner, MicroBatch, NotFiniteError, RateRule, StepResult
-from upslope.parts.altered import mismatched
+from upslope.parts.altered import altered_prompts, mismatched
 from upslope.parts.expert import sampled_now
 from upslope.policies.plans import score_in_passes
-from upslope.recipe import Part, Recipe, State
+from upslope.recipe import Recipe, State
 from upslope.rollout import Rollouts
 from upslope.teaching import Teaching
 
@@ -67,12 +68,8 @@ class Updater:
     """Learns from collected rollouts by a recipe. Loss and gradient do not depend on `tokens_per_pass`."""
 
     def __init__(self, recipe: Recipe, actors: Actors, *, tokens_per_pass: int, recompute_old_logp: bool) -> None:
-        self.recipe, self.actors, self.tokens_per_pass, self.recompute = (
-            recipe,
-            actors,
-            tokens_per_pass,
-            recompute_old_logp,
-        )
+        self.recipe, self.actors = recipe, actors
+        self.tokens_per_pass, self.recompute = tokens_per_pass, recompute_old_logp
         self.columns = (recipe.needs_each_pass & MODEL_COLUMNS) | {"logp"}
         observes = recipe.observes()
         self.observe = {name: observes[name] for name in sorted(recipe.needs_each_pass & observes.keys())}
@@ -120,18 +117,29 @@ class Updater:
         return result, states
 
     @torch.no_grad()
-    def measure(self, rollouts: Rollouts, batch: Batch, states: State, key: tuple[object, ...]) -> dict[str, float]:
-        """The recipe's loss and statistics on these rows, all in one mini-batch, without learning from them."""
+    def measure(
+        self, rollouts: Rollouts, batch: Batch, states: State, key: tuple[object, ...], prompt: Tensor | None = None
+    ) -> dict[str, float]:
+        """The recipe's loss and statistics on these rows, all in one mini-batch, without learning from them.
+
+        With `prompt` [R] the loss has a bootstrap interval over prompts, loss_low and loss_high.
+        """
         self.teaching.restore(states)
         told, prepared, states = self._credited(rollouts, batch, states, key)
         mini, totals = _MiniBatch(self.recipe, prepared, rollouts, told, states), dict[str, float]()
         size, groups = self.tokens_per_pass, self.recipe.keep_groups
         plan = list(self.policy.plan(rollouts, tokens_per_pass=size, keep_groups=groups))
         self._control(mini, plan)
+        losses = []
         for rows in plan:
-            _, stats = self.recipe.loss(mini.batch.select(rows).replace(**self._current(mini, rows)))
+            part = mini.batch.select(rows).replace(**self._current(mini, rows))
+            _, stats = self.recipe.loss(part)
+            losses.append(self.recipe.row_losses(part))
             for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
+        if prompt is not None:
+            of_rows = torch.cat(losses)[torch.cat(plan).argsort()]
+            totals |= loss_interval(self.recipe, mini.batch, totals["loss"], of_rows, prompt)
         return totals
 
     def _credited(
@@ -365,13 +373,6 @@ def _selected(rollouts: Rollouts, told: Rollouts, rows: Tensor) -> tuple[Rollout
     """Rows of both, which are the same object where nobody tells the teacher anything."""
     some = rollouts.select(rows)
     return some, some if told is rollouts else told.select(rows)
-
-
-def altered_prompts(recipe: Recipe, rollouts: Rollouts, tokenizer: Any, generator: torch.Generator) -> Rollouts:
-    """The same completions after the prompts as the recipe's part alters them."""
-    (part,) = [part for _, part in recipe.stages() if type(part).alter_prompt is not Part.alter_prompt]
-    blank = next(token for token in (tokenizer.unk_token_id, tokenizer.pad_token_id, 0) if token is not None)
-    return replace(rollouts, prompts=[part.alter_prompt(ids, blank, generator) for ids in rollouts.prompts])
 
 
 def contributing(recipe: Recipe, batch: Batch) -> Tensor:

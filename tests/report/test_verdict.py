@@ -116,9 +116,10 @@ def measured(step, loss, accuracy=None, margin=1.0, prompts=100):
     return {"step": step, "eval/loss": loss, "eval/prompts": prompts, **pairs}
 
 
-def test_given_pairs_are_judged_by_those_ordered_rightly(tmp_path):
+@pytest.mark.parametrize("half", [0.5, 0.4999999701976776])
+def test_given_pairs_are_judged_by_those_ordered_rightly(tmp_path, half):
     trained = [{"step": step, "loss": 0.6} for step in range(1, 4)]
-    found = judge(tmp_path, [measured(0, 0.6931, 0.5, 0.0), *trained, measured(40, 0.4, 0.9)])
+    found = judge(tmp_path, [measured(0, 0.6931, half, 0.0), *trained, measured(40, 0.4, 0.9)])
     assert found.sentence == (
         "Held-out loss fell from 0.693 to 0.400 in 40 steps, on 100 instances never trained on. Of the pairs, it orders "
         "0.90 [0.83, 0.94] rightly, none by the reference it began as."

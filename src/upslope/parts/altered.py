@@ -6,10 +6,12 @@ After another one's prompt, for `mismatched_logp`: how probable the policy makes
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from upslope.errors import UsageError
+from upslope.recipe import Part, Recipe
 from upslope.rollout import Rollouts
 
 
@@ -17,6 +19,13 @@ def blanked(ids: Sequence[int], blank: int, probability: float, generator: torch
     """The prompt's token ids, each replaced by `blank` with the given probability, independently of the others."""
     hidden = torch.rand(len(ids), generator=generator) < probability
     return [blank if gone else token for token, gone in zip(ids, hidden.tolist(), strict=True)]
+
+
+def altered_prompts(recipe: Recipe, rollouts: Rollouts, tokenizer: Any, generator: torch.Generator) -> Rollouts:
+    """The same completions after the prompts as the recipe's part alters them."""
+    (part,) = [part for _, part in recipe.stages() if type(part).alter_prompt is not Part.alter_prompt]
+    blank = next(token for token in (tokenizer.unk_token_id, tokenizer.pad_token_id, 0) if token is not None)
+    return replace(rollouts, prompts=[part.alter_prompt(ids, blank, generator) for ids in rollouts.prompts])
 
 
 def mismatched(rollouts: Rollouts, context_length: int) -> Rollouts:

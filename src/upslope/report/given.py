@@ -79,7 +79,7 @@ def pairs_point(row: Mapping[str, Any]) -> Point | None:
     share, count = number(row.get(PAIRS)), number(row.get("eval/prompts"))
     if share is None:
         return None
-    if share == 0.5 and number(row.get(MARGIN)) == 0:
+    if abs(share - 0.5) < 1e-6 and number(row.get(MARGIN)) == 0:  # float32: a mean of halves need not be one half
         return Point(row["step"], 0.5, (0.5, 0.5))
     return Point(row["step"], share, wilson(share, count) if count else None)
 
