@@ -208,10 +208,14 @@ def _named(arrays: dict[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
         if name == "next_observation" and array.shape != found["observation"].shape:
             was = list(found["observation"].shape)
             raise UsageError(f"the log {path}: next_observations has shape {shape} and observations {was}.")
+        with np.errstate(over="ignore"):
+            found[name] = array = array.astype(np.float32)
         if not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array.reshape(count, -1)))[0][0])
-            raise UsageError(f"the log {path}: {NAMES[name][0]} of row {row} is not finite. Leave such rows out.")
-    return {name: array.astype(np.float32) for name, array in found.items()}
+            raise UsageError(
+                f"the log {path}: {NAMES[name][0]} of row {row} is not finite, as float32. Leave such rows out."
+            )
+    return found
 
 
 def _scaled(found: dict[str, np.ndarray], actions: ActionSpec | None, path: str) -> dict[str, np.ndarray]:
@@ -221,7 +225,13 @@ def _scaled(found: dict[str, np.ndarray], actions: ActionSpec | None, path: str)
             raise UsageError(
                 f"the log {path} has actions of {action.shape[1]} numbers; the environment takes {actions.size}."
             )
-        low, high = np.asarray(actions.low, np.float32), np.asarray(actions.high, np.float32)
+        with np.errstate(over="ignore"):
+            low, high = np.asarray(actions.low, np.float32), np.asarray(actions.high, np.float32)
+        if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all():
+            raise UsageError(
+                f"the log {path}: actions cannot be scaled from the bounds {list(actions.low)} to {list(actions.high)}. Each must "
+                "be a finite range; --task names an environment with others."
+            )
         action = (action - low) / (high - low) * 2.0 - 1.0
     if float(np.abs(action).max()) > 1.0 + 1e-4:
         row = int(np.abs(action).max(1).argmax())

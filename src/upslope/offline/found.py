@@ -1,9 +1,14 @@
 """What a log holds before it is checked and scaled, whatever format it came in."""
 
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from upslope.errors import UsageError
 from upslope.tasks.spaces import ActionSpec
@@ -55,6 +60,33 @@ def normalized_score(returns: float, references: tuple[float, float]) -> float:
 
 PUBLISHED = {"HalfCheetah": (-280.178953, 12135.0), "Hopper": (-20.272305, 3234.3), "Walker2d": (1.629008, 4592.3)}
 """D4RL's (random, expert) for the tasks of its version 2, by the name of the environment without its version."""
+
+
+DAMAGED = (
+    OSError, EOFError, MemoryError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError,
+    zipfile.BadZipFile, zlib.error, SafetensorError,
+)  # fmt: skip
+"""What decoders raise on files that are damaged: h5py, zipfile, numpy and pyarrow each have their own."""
+
+
+@contextmanager
+def decoding(what: object) -> Iterator[None]:
+    """Turns whatever a decoder raises on a damaged file into a UsageError that names `what` is read."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except DAMAGED as error:
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        why = getattr(error, "strerror", None) or " ".join(text.split()) or type(error).__name__
+        raise UsageError(f"cannot read the log {what}: {why}. Copy it again, or make it anew.") from None
+
+
+def numbers(array: np.ndarray, what: str) -> np.ndarray:
+    """`array`. Raises UsageError where it is a single value, or not of real numbers."""
+    if array.ndim == 0 or array.dtype.kind not in "fiub":
+        raise UsageError(f"{what} is no array of real numbers ({array.dtype}, shape {list(array.shape)}).")
+    return array
 
 
 def need_h5py() -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from upslope.errors import UsageError
-from upslope.offline.found import Found
+from upslope.offline.found import Found, decoding, numbers
 from upslope.offline.minari import _array as column_array
 from upslope.tasks.spaces import ActionSpec
 
@@ -37,7 +37,9 @@ def read_lerobot(folder: Path) -> Found:
             f"the log {folder} is of LeRobot version {version}; version 3 is read. Convert it with "
             "lerobot.datasets.v30.convert_dataset_v21_to_v30."
         )
-    features: dict[str, Any] = info.get("features", {})
+    features: Any = info.get("features", {})
+    if not isinstance(features, dict) or not all(isinstance(about, dict) for about in features.values()):
+        raise UsageError(f'{folder / INFO}: features must be an object of objects, such as {{"action": {{...}}}}.')
     numeric = [name for name, about in features.items() if str(about.get("dtype")).startswith(NUMERIC)]
     seen = [name for name in numeric if name.startswith("observation.")]
     if not seen or "action" not in numeric:
@@ -68,7 +70,6 @@ def read_lerobot(folder: Path) -> Found:
 
 
 def _frames(folder: Path, wanted: list[str], optional: list[str]) -> dict[str, np.ndarray]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     files = sorted(folder.glob("data/*/*.parquet"))
@@ -76,7 +77,7 @@ def _frames(folder: Path, wanted: list[str], optional: list[str]) -> dict[str, n
         raise UsageError(f"the log {folder} has no data/chunk-*/file-*.parquet. Fetch the whole folder.")
     parts: dict[str, list[np.ndarray]] = {}
     for file in files:
-        try:
+        with decoding(file):
             there = pq.read_schema(file).names
             missing = [name for name in (*wanted, *optional) if name not in there]
             if missing:
@@ -84,17 +85,23 @@ def _frames(folder: Path, wanted: list[str], optional: list[str]) -> dict[str, n
                     f"{file} has no column {', '.join(missing)}, which meta/info.json or the format names."
                 )
             table = pq.read_table(file, columns=[*wanted, *optional])
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UsageError(f"cannot read {file}: {error}.") from None
-        for name in table.column_names:
+            columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+        for name, column in columns.items():
             try:
-                parts.setdefault(name, []).append(column_array(table.column(name).combine_chunks()))
+                array = column_array(column)
             except ValueError:
                 raise UsageError(f"{file}: the rows of {name} are not of one length.") from None
+            parts.setdefault(name, []).append(numbers(array, f"{file}: the column {name}"))
     try:
         found = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     except ValueError:
         raise UsageError(f"the files in {folder / 'data'} have features of different shapes.") from None
+    for name in ("episode_index", "frame_index", *optional):
+        if found[name].size != len(found[name]):
+            raise UsageError(
+                f"the log {folder}: {name} has shape {list(found[name].shape)}; one number per frame is needed."
+            )
+        found[name] = found[name].reshape(-1)
     if not len(found["action"]):
         raise UsageError(f"the log {folder} has no frames.")
     return found

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from upslope.errors import UsageError
-from upslope.offline.found import Found, need_h5py, noise_note
+from upslope.offline.found import Found, decoding, need_h5py, noise_note, numbers
 from upslope.offline.spaces import space_of
 from upslope.tasks.spaces import ActionSpec, Leaf, ObservationSpec
 
 MAIN, METADATA = "main_data.hdf5", "metadata.json"
+SCORES = ("ref_min_score", "ref_max_score")
 FORMATS = ("hdf5", "arrow", "parquet")
 COLUMNS = ("actions", "rewards", "terminations", "truncations")
 LOGP = "infos/behavior_logp"  # ours: log-probs of the actions under what chose them
@@ -77,7 +78,8 @@ def read_minari(folder: Path) -> Found:
     ours = about.get("upslope")
     made: dict[str, Any] = ours if isinstance(ours, dict) else {}
     if task is None:
-        task = made.get("task")  # one's own, which env_spec cannot name
+        own = made.get("task")  # which env_spec cannot name
+        task = own if isinstance(own, str) else None
     notes, given = noise_note(made.get("observation_noise")), actions if raw else None
     return Found(arrays, task=task, task_settings=settings, actions=given, references=_scores(about), notes=notes)
 
@@ -89,7 +91,12 @@ def reference_scores(path: Path) -> tuple[float, float] | None:
 
 
 def _scores(about: dict[str, Any]) -> tuple[float, float] | None:
-    low, high = about.get("ref_min_score"), about.get("ref_max_score")
+    found = [about.get(name) for name in SCORES]
+    for name, value in zip(SCORES, found, strict=True):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+        if value is not None and not number:
+            raise UsageError(f"the log's {METADATA} has {name} {value!r}; it must be a finite number.")
+    low, high = found
     return (float(low), float(high)) if low is not None and high is not None and high != low else None
 
 
@@ -159,29 +166,37 @@ def _append(
     where: str,
 ) -> None:
     """Adds an episode, with its last step marked. Raises UsageError where shapes disagree."""
+    for name, array in columns.items():
+        numbers(array, f"{where}: {name}")
     count = len(columns["rewards"])
     if count == 0:
         return
     for name, array in columns.items():
         if len(array) != count:
             raise UsageError(f"{where}: {name} has {len(array)} rows and rewards {count}. They must be as many.")
+        if name != "actions" and array.size != count:
+            raise UsageError(f"{where}: {name} has shape {list(array.shape)}; one number per step is needed.")
+    acts = columns["actions"]
+    if found["actions"] and acts.shape[1:] != found["actions"][-1].shape[1:]:
+        was = list(found["actions"][-1].shape[1:])
+        raise UsageError(f"{where}: actions have shape {list(acts.shape[1:])} a step, those before {was}.")
     flat = np.empty((count + 1, spec.size), np.float32)
     place = 0
     for leaf in spec.leaves:
-        flat[:, place : place + leaf.size] = _leaf_rows(leaf, leaves[leaf.name], count + 1, where)
+        with np.errstate(over="ignore"):  # what a float32 does not hold is told with all else that is not finite
+            flat[:, place : place + leaf.size] = _leaf_rows(leaf, leaves[leaf.name], count + 1, where)
         place += leaf.size
-    ended = columns["terminations"].astype(bool)
-    cut = columns["truncations"].astype(bool) & ~ended
+    reward, ended, cut = (columns[name].reshape(count) for name in ("rewards", "terminations", "truncations"))
+    ended, cut = ended.astype(bool), cut.astype(bool) & ~ended.astype(bool)
     cut[-1] |= not ended[-1]
-    for name, array in zip(
-        found, (flat[:-1], flat[1:], columns["rewards"], ended, cut, columns["actions"]), strict=True
-    ):
+    for name, array in zip(found, (flat[:-1], flat[1:], reward, ended, cut, acts), strict=True):
         found[name].append(array)
 
 
 def _leaf_rows(leaf: Leaf, array: np.ndarray, count: int, where: str) -> np.ndarray:
     """The flat rows [count, size] of one entry of the observation; one-hot where it is discrete."""
     shape = () if leaf.values and not leaf.shape else leaf.shape
+    numbers(array, f"{where}: the observations {leaf.name}")
     if array.shape != (count, *shape):
         raise UsageError(
             f"{where}: the observations {leaf.name} have shape {list(array.shape)}, and {count - 1} steps in their space need "
@@ -197,11 +212,9 @@ def _leaf_rows(leaf: Leaf, array: np.ndarray, count: int, where: str) -> np.ndar
 
 def _hdf5(folder: Path, episodes: int, spec: ObservationSpec, form: str) -> Iterator[Episode]:
     h5py = need_h5py()
-    try:
-        file = h5py.File(folder / MAIN, "r")
-    except OSError as error:
-        raise UsageError(f"cannot read the log {folder / MAIN}: {getattr(error, 'strerror', None) or error}.") from None
-    with file:
+    if not (folder / MAIN).is_file():
+        raise UsageError(f"the log {folder} has no {MAIN}, only {METADATA}. Fetch the whole folder.")
+    with decoding(folder / MAIN), h5py.File(folder / MAIN, "r") as file:
         for number in range(episodes):
             group = file.get(f"episode_{number}")
             if group is None:
@@ -225,10 +238,8 @@ def _arrow(folder: Path, episodes: int, spec: ObservationSpec, form: str) -> Ite
 
     for number in range(episodes):
         where = folder / str(number)
-        try:
+        with decoding(where):
             table = ds.dataset(where, format=form, ignore_prefixes=["_", ".", METADATA]).to_table().combine_chunks()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UsageError(f"cannot read episode {number} of the log {folder}: {error}.") from None
 
         def entry(name: str, table: Any = table) -> np.ndarray | None:
             found: Any = table
@@ -239,8 +250,9 @@ def _arrow(folder: Path, episodes: int, spec: ObservationSpec, form: str) -> Ite
                 found = found.column(key).combine_chunks() if isinstance(found, pa.Table) else found.field(key)
             return _array(found) if name.startswith("observations") else _array(found)[:-1]
 
-        leaves, columns = _episode(entry, spec, f"{folder}, episode {number}")
-        shaped = {leaf.name: leaves[leaf.name].reshape(-1, *leaf.shape) for leaf in spec.leaves}
+        with decoding(where):
+            leaves, columns = _episode(entry, spec, f"{folder}, episode {number}")
+            shaped = {leaf.name: leaves[leaf.name].reshape(-1, *leaf.shape) for leaf in spec.leaves}
         yield shaped, columns
 
 

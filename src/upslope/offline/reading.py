@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from upslope.errors import UsageError
-from upslope.offline.found import Found, need_h5py
+from upslope.offline.found import Found, decoding, need_h5py
 from upslope.offline.lerobot import is_lerobot, read_lerobot
 from upslope.offline.minari import minari_folder, read_minari
 
 HDF5 = (".hdf5", ".h5")
 FLAT = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+LOGP = "action_log_probs"  # in D4RL's infos
 READ = (
     "a run's folder, a Minari folder, a LeRobot folder (version 3), or a .npz, .safetensors or D4RL .hdf5 file with "
     "observations, actions, rewards, terminals (and timeouts, next_observations)"
@@ -39,23 +39,17 @@ def read_log(path: str) -> Found:
         return _hdf5(place)
     if place.suffix not in (".npz", ".safetensors"):
         raise UsageError(f"{path} is no log: give {READ}.")
-    try:
+    with decoding(path):
         if place.suffix == ".safetensors":
             return Found(load_file(place))
-        with np.load(place, allow_pickle=False) as loaded:
+        with place.open("rb") as opened, np.load(opened, allow_pickle=False) as loaded:
             return Found(dict(loaded))
-    except (OSError, ValueError, EOFError, SafetensorError) as error:
-        raise UsageError(f"cannot read the log {path}: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def _hdf5(place: Path) -> Found:
     """D4RL's: arrays at the top of one file. Minari's main file stands for its folder."""
     h5py = need_h5py()
-    try:
-        file: Any = h5py.File(place, "r")
-    except OSError as error:
-        raise UsageError(f"cannot read the log {place}: {getattr(error, 'strerror', None) or error}.") from None
-    with file:
+    with decoding(place), h5py.File(place, "r") as file:
         names = set(file.keys())
         if "episode_0" in names:
             folder = minari_folder(place.parent)
@@ -71,6 +65,7 @@ def _hdf5(place: Path) -> Found:
                 "arrays at its top."
             )
         arrays = {name: np.asarray(file[name][()]) for name in FLAT if name in names}
-        if "infos/action_log_probs" in file:
-            arrays["behavior_logp"] = np.asarray(file["infos/action_log_probs"][()])
+        infos: Any = file["infos"] if "infos" in names else {}
+        if hasattr(infos, "keys") and LOGP in infos and not hasattr(infos[LOGP], "keys"):
+            arrays["behavior_logp"] = np.asarray(infos[LOGP][()])
     return Found(arrays)

@@ -11,6 +11,8 @@ def space_of(text: str | dict[str, Any]) -> Any:
     from gymnasium import spaces
 
     about: dict[str, Any] = json.loads(text) if isinstance(text, str) else text
+    if not isinstance(about, dict):
+        raise ValueError(f"{about!r} describes no space")
     kind = about.get("type")
     if kind == "Box":
         low, high = (np.array(about[name], dtype=about["dtype"]).reshape(about["shape"]) for name in ("low", "high"))
