@@ -12,7 +12,7 @@ from upslope.actor_critic.losses import bootstrap, conservative_gap, diversity, 
 from upslope.actor_critic.minibatch import Minibatch
 from upslope.actor_critic.networks import EnsembleNetwork
 from upslope.actor_critic.temperature import adam, multiplier
-from upslope.errors import UsageError
+from upslope.errors import UsageError, check_within
 from upslope.recipe import Part, State
 
 LARGEST = math.log(1e6)  # of the multiplier of a penalty, as its logarithm
@@ -93,6 +93,9 @@ class SoftTarget(Part):
     discount: float = 0.99
     entropy: bool = True
 
+    def __post_init__(self) -> None:
+        check_within(self, 0, 1, "discount")
+
     def __call__(self, m: Minibatch) -> Tensor:
         action, logp = self.next_action(m)
         value = m.target_value(m.next_observation, action)
@@ -117,6 +120,10 @@ class SmoothedTarget(Part):
     noise: float = 0.2
     clip: float = 0.5
     reads_target_policy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_within(self, 0, 1, "discount")
+        check_within(self, 0, float("inf"), "noise", "clip")
 
     def __call__(self, m: Minibatch) -> Tensor:
         action = self.action(m)
@@ -163,6 +170,9 @@ class ValueTarget(Part):
 
     discount: float = 0.99
     reads_value: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_within(self, 0, 1, "discount")
 
     def __call__(self, m: Minibatch) -> Tensor:
         return bootstrap(m.reward, m.terminated, m.value(m.next_observation), self.discount)

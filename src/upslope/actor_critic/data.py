@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from upslope.errors import UsageError
+from upslope.errors import UsageError, check_within
 from upslope.parts.steps import check_noise
 from upslope.recipe import Part
 
@@ -71,6 +71,9 @@ class Noise(Part):
 
     std: float = 0.1
     formula: ClassVar[str] = "clip(pi(s) + {std:g} N(0, 1), -1, 1)"
+
+    def __post_init__(self) -> None:
+        check_within(self, 0, float("inf"), "std")
 
     def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(action.shape, generator=generator).mul_(self.std)

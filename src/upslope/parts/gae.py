@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from upslope.batch import Batch
+from upslope.errors import check_within
 from upslope.parts.advantage import whiten
 from upslope.parts.kl import token_rewards
 from upslope.recipe import Part
@@ -93,6 +94,9 @@ class GAE(Part):
     whiten: bool = True
     eps: float = 1e-8
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "old_value"})
+
+    def __post_init__(self) -> None:
+        check_within(self, 0, 1, "gamma", "lam")
 
     def describe(self) -> str:
         advantage = f"GAE(reward, old_value; gamma={self.gamma:g}, lam={self.lam:g})"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from upslope.batch import Batch
+from upslope.errors import check_within
 from upslope.parts.gae import return_to_go
 from upslope.parts.steps import Episodes, Optimizer
 from upslope.recipe import Part
@@ -42,6 +43,9 @@ class PostDecisionAdvantage(Part):
     eps: float = 1e-7
     critics: Critics = "both"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "old_value", "old_post_value"})
+
+    def __post_init__(self) -> None:
+        check_within(self, 0, 1, "gamma")
 
     def describe(self) -> str:
         return f"G - {_name(self.critics)}, G = return(gamma={self.gamma:g}) normalised over the batch"

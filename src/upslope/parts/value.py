@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from upslope.batch import Batch
+from upslope.errors import UsageError
 from upslope.recipe import Part, Stats
 
 
@@ -21,6 +22,10 @@ class ClippedValue(Part):
 
     clip: float | None = 0.2
     needs: ClassVar[frozenset[str]] = frozenset({"value", "old_value", "returns"})
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise UsageError(f"ClippedValue.clip is {self.clip:g}; it must be above 0, or None for no clip.")
 
     def describe(self) -> str:
         if self.clip is None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from upslope.batch import Batch
-from upslope.errors import UsageError
+from upslope.errors import UsageError, check_within
 from upslope.parts.gae import GAE
 from upslope.parts.sets import ClippedRatioPerSet, SetAdvantage
 from upslope.parts.steps import Steps
@@ -84,6 +84,7 @@ class VineAdvantage(SetAdvantage):
             raise UsageError(f"VineAdvantage.reward_range is {self.reward_range}; give (lowest, highest), e.g. (0, 1).")
         if self.window < 1:
             raise UsageError(f"VineAdvantage.window is {self.window}; it must be at least 1, e.g. 5.")
+        check_within(self, 0, 1, "gamma", "lam")
 
     def __call__(self, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
         found = GAE(gamma=self.gamma, lam=self.lam, whiten=False)(batch)

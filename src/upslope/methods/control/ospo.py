@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from upslope.batch import Batch
-from upslope.errors import UsageError
+from upslope.errors import UsageError, check_within
 from upslope.methods.control.ppo import ppo
 from upslope.parts.assignment import Assignments, PairScores
 from upslope.parts.gae import discounted_sum
@@ -78,6 +78,9 @@ class WhitenedReturn(Part):
         "sum of later (reward - mean) / (std + {eps}), discounted by {gamma}, - {fairness} * change of the earnings' std"
     )
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "trajectory"})
+
+    def __post_init__(self) -> None:
+        check_within(self, 0, 1, "gamma")
 
     def __call__(self, batch: Batch) -> Tensor:
         white = self.whitened(batch)

@@ -101,6 +101,7 @@ class BoundedGAE(GAE):
     needs: ClassVar[frozenset[str]] = GAE.needs | {"source"}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bound is not None and not self.bound > 0:
             raise UsageError(f"BoundedGAE(bound={self.bound:g}): it bounds |A|, so it must be positive, e.g. 5.")
 

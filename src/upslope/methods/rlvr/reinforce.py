@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from upslope.batch import Batch
-from upslope.errors import UsageError
+from upslope.errors import UsageError, check_within
 from upslope.parts.aggregate import SequenceSum
 from upslope.parts.gae import return_to_go
 from upslope.parts.network import MLP
@@ -50,6 +50,7 @@ class ReturnBaseline(Part):
             raise UsageError(
                 f"ReturnBaseline(decay={self.decay:g}): the share of the past must be in [0, 1), e.g. 0.9."
             )
+        check_within(self, 0, 1, "gamma")
 
     @property
     def stateful(self) -> bool:  # type: ignore[override]
