@@ -79,4 +79,10 @@ def test_what_cannot_be_filmed_is_named(tmp_path):
     )
     with pytest.raises(UsageError, match=r"cannot be made.*render_mode"):
         film_episodes(policy, f"{tmp_path / 'plain.py'}:make", 1, tmp_path / "f.mp4", seed=1)
+    (tmp_path / "mute.py").write_text(
+        "from gymnasium.envs.classic_control import CartPoleEnv\n\n\nclass Mute(CartPoleEnv):\n"
+        "    def render(self): raise NotImplementedError\n"
+    )
+    with pytest.raises(UsageError, match=r"render failed: NotImplementedError\. Its render\(\) must return a picture"):
+        film_episodes(policy_of("CartPole-v1"), f"{tmp_path / 'mute.py'}:Mute", 1, tmp_path / "f.mp4", seed=1)
     assert not (tmp_path / "f.mp4").exists()

@@ -25,6 +25,8 @@ def command(run: tyro.conf.Positional[str], file: tyro.conf.Positional[Path]) ->
     if file.suffix != ".onnx":
         raise UsageError(f"export: {file} does not end in .onnx, which is what is written.")
     folder = policy_folder(run)
+    if folder is None and not Path(run).expanduser().exists():
+        raise UsageError(f"export: there is no {run}. Give a run's folder, or one of its checkpoints.")
     if folder is None:
         raise UsageError(
             f"export: {run} holds no policy for an environment. A language model's checkpoint is a Hugging Face folder already."

@@ -42,9 +42,14 @@ class Playing:
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
         if given:
             option = given[0].replace("_", "-")
-            raise UsageError(
-                f"eval: --{option} is of a policy in an environment, and {model} is a language model. Leave it out."
+            there = Path(model).expanduser().exists()
+            what = f"{model} is a language model" if there or model == "tiny" else f"there is no folder {model}"
+            remedy = (
+                "Leave it out"
+                if there or model == "tiny"
+                else "Give a run's folder, or leave it out for a model's name"
             )
+            raise UsageError(f"eval: --{option} is of a policy in an environment, and {what}. {remedy}.")
 
 
 def evaluate_policy(

@@ -145,7 +145,9 @@ def _check_renders(made: gymnasium.Env, name: str) -> None:
         hint = " MuJoCo needs OpenGL: with MUJOCO_GL=egl libegl1, with MUJOCO_GL=osmesa libosmesa6." * (
             "GL" in str(error)
         )
-        raise UsageError(f"{name} cannot be filmed: render failed: {type(error).__name__}: {error}.{hint}") from error
+        said = type(error).__name__ + (f": {error}" if str(error) else "")
+        hint = hint or ' Its render() must return a picture [H, W, 3] of uint8 where render_mode="rgb_array".'
+        raise UsageError(f"{name} cannot be filmed: render failed: {said.rstrip('.')}.{hint}") from error
     picture = np.asarray(frame)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise UsageError(
