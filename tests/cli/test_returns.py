@@ -19,7 +19,7 @@ def test_a_folder_that_is_not_there_is_not_called_a_language_model(tmp_path):
 
 
 def test_what_cannot_be_exported_is_named(tmp_path):
-    with pytest.raises(UsageError, match="there is no .*lost"):
+    with pytest.raises(UsageError, match=r"there is no .*lost"):
         export(str(tmp_path / "lost"), Path("p.onnx"))
     with pytest.raises(UsageError, match="holds no policy for an environment"):
         export(str(tmp_path), Path("p.onnx"))
