@@ -17,6 +17,7 @@ from upslope.config import read_config
 from upslope.errors import UsageError
 from upslope.offline.densities import EDGE
 from upslope.offline.found import Found, Origin, noise_note
+from upslope.offline.minari import task_of_minari
 from upslope.offline.reading import read_log
 from upslope.parts.gae import discounted_sum
 from upslope.tasks.spaces import ActionSpec
@@ -171,9 +172,24 @@ def run_log(folder: Path) -> Log:
     }
     for name in ("reward", "terminated", "truncated"):
         arrays[name] = arrays[name][:, 0]
+    task, settings = _played_in(folder, about)
+    return Log(**arrays, task=task, task_settings=settings, notes=noise_note(about.get("observation_noise")))
+
+
+def task_of_log(path: str) -> tuple[str | None, dict[str, Any]]:
+    """(task, its settings) that a log names, without reading its transitions; (None, {}) where it names none or is not there."""
+    place = Path(path)
+    try:
+        about = json.loads((place / "replay" / "about.json").read_text())
+    except (OSError, ValueError):
+        return task_of_minari(place)
+    return _played_in(place, about) if isinstance(about, dict) else (None, {})
+
+
+def _played_in(folder: Path, about: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    task = about.get("task")
     settings = about["task_settings"] if "task_settings" in about else _task_settings(folder)
-    notes = noise_note(about.get("observation_noise"))
-    return Log(**arrays, task=about.get("task"), task_settings=dict(settings or {}), notes=notes)
+    return (task if isinstance(task, str) else None), dict(settings or {})
 
 
 def _task_settings(folder: Path) -> dict[str, Any]:

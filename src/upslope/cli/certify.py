@@ -103,13 +103,14 @@ def opened(folder: Path, name: str, sigma: float | None, seed: int = 0) -> "tupl
     from upslope.control.certifying import Smoothed, trained_noise
     from upslope.policies.control import ControlPolicy
     from upslope.runs.checkpoint import run_of
+    from upslope.tasks.of_run import with_task
     from upslope.threads import use_threads
 
     use_threads(1)
     place = run_of(folder)
     if place is None:
         raise UsageError(f"certify: {name} is no run's folder, or a checkpoint in one: nothing says what it plays.")
-    values: dict[str, Any] = read_config(place / "config.yaml")
+    values = with_task(read_config(place / "config.yaml"))
     if values.get("task") is None:
         raise UsageError(f"certify: {name} learned from a log alone, and nothing says what it plays.")
     trained = trained_noise(values)

@@ -108,7 +108,9 @@ def print_returns(
     values = merge_overrides(_settings_of(folder), overrides)
     what = values.get("task") if task is None else task
     if what is None:
-        raise UsageError(f"eval: {name} does not say what it plays: give --task.")
+        data = values.get("data")
+        of_log = f" It learned from the log {data}, which names no environment, or is not there." if data else ""
+        raise UsageError(f"eval: {name} does not say what it plays: give --task.{of_log}")
     own = values.get("task_settings", {}) if what == values.get("task") else {}
     starts = key_number(f"{seed}/evaluation") % 2**32
     noise = trained_noise(values)
@@ -182,8 +184,9 @@ def _film(
 
 
 def _settings_of(folder: Path) -> dict[str, object]:
-    """The settings of the run that a checkpoint belongs to; {} for a policy of no run."""
+    """The settings of the run that a checkpoint belongs to, with its log's task; {} for a policy of no run."""
     from upslope.runs.checkpoint import run_of
+    from upslope.tasks.of_run import with_task
 
     run = run_of(folder)
-    return {} if run is None else read_config(run / "config.yaml")
+    return {} if run is None else with_task(read_config(run / "config.yaml"))

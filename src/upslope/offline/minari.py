@@ -74,14 +74,28 @@ def read_minari(folder: Path) -> Found:
                 f"the log {folder}: {LOGP} is not there for every step. Write it for all episodes, or for none."
             )
         arrays["behavior_logp"] = np.concatenate(known)
-    task, settings = _environment(about.get("env_spec"))
-    ours = about.get("upslope")
-    made: dict[str, Any] = ours if isinstance(ours, dict) else {}
-    if task is None:
-        own = made.get("task")  # which env_spec cannot name
-        task = own if isinstance(own, str) else None
-    notes, given = noise_note(made.get("observation_noise")), actions if raw else None
+    task, settings = _played_in(about)
+    notes, given = noise_note(_ours(about).get("observation_noise")), actions if raw else None
     return Found(arrays, task=task, task_settings=settings, actions=given, references=_scores(about), notes=notes)
+
+
+def _ours(about: dict[str, Any]) -> dict[str, Any]:
+    """What `upslope data make` has written."""
+    found = about.get("upslope")
+    return found if isinstance(found, dict) else {}
+
+
+def _played_in(about: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """(task, its settings) of a log."""
+    task, settings = _environment(about.get("env_spec"))
+    own = _ours(about).get("task")  # which env_spec cannot name
+    return (own if task is None and isinstance(own, str) else task), settings
+
+
+def task_of_minari(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """(task, its settings) in the metadata of a Minari log; (None, {}) where there are none, or there is no such log."""
+    folder = minari_folder(path) if path.is_dir() else None
+    return (None, {}) if folder is None else _played_in(_metadata(folder))
 
 
 def reference_scores(path: Path) -> tuple[float, float] | None:

@@ -1,5 +1,6 @@
 """The environment of a finished run, as its policy saw it when it was saved."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,17 @@ class RunEnvironment:
     noise: float
 
 
+def with_task(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings (its config.yaml) with the task of the log that it learned from, where they name none themselves."""
+    from upslope.actor_critic.log import task_of_log
+
+    data = values.get("data")
+    task, settings = task_of_log(data) if values.get("task") is None and isinstance(data, str) else (None, {})
+    if task is None:
+        return dict(values)
+    return {**values, "task": task, "task_settings": {**settings, **values.get("task_settings", {})}}
+
+
 def run_environment(run: str | Path) -> RunEnvironment:
     """Of a run's folder (its newest checkpoint), or of one of its checkpoints. Raises UsageError where there is no policy."""
     from upslope.config import config_from, read_config
@@ -59,7 +71,7 @@ def run_environment(run: str | Path) -> RunEnvironment:
     place = run_of(folder)
     if place is None:
         return RunEnvironment(None, {}, policy.convention, Scaling(**seen), 0.0)
-    config = config_from(read_config(place / "config.yaml"), where=str(place / "config.yaml"))
+    config = config_from(with_task(read_config(place / "config.yaml")), where=str(place / "config.yaml"))
     recipe = make(config.method, **config.settings)
     noise = float(getattr(recipe.rollout, "observation_noise", 0.0))
     scaling = Scaling(**(seen | _of_reward(recipe.reward, place, folder)))
