@@ -13,7 +13,14 @@ from scipy.stats import norm
 
 import upslope.environments  # noqa: F401 - registers them
 from upslope import UsageError
-from upslope.environments.inventory import StoreDynamics, WarehouseDynamics, proportional, softmax_share, store_step
+from upslope.environments.inventory import (
+    StoreDynamics,
+    WarehouseDynamics,
+    proportional,
+    sigmoid_share,
+    softmax_share,
+    store_step,
+)
 from upslope.tasks.opening import open_environments
 from upslope.tasks.simulated import Simulated
 
@@ -59,6 +66,7 @@ CASES = [
     ("upslope/LotSizing-v0", {}),
     ("upslope/Warehouse-v0", {"spread": 0.4}),
     ("upslope/Warehouse-v0", {"allocation": "softmax", "warehouse_lead_time": 0}),
+    ("upslope/Warehouse-v0", {"allocation": "sigmoid"}),
 ]
 
 
@@ -177,7 +185,7 @@ def test_no_more_leaves_the_warehouse_than_it_has():
     wanted, stock = torch.tensor([[4.0, 2.0], [1.0, 1.0], [0.0, 0.0]]), torch.tensor([3.0, 5.0, 2.0])
     assert proportional(wanted, stock).tolist() == [[2.0, 1.0], [1.0, 1.0], [0.0, 0.0]]
     np.testing.assert_allclose(softmax_share(torch.zeros(1, 2), torch.tensor([3.0])), [[1.0, 1.0]], rtol=1e-6)
-    for allocation in ("proportional", "softmax"):
+    for allocation in ("proportional", "softmax", "sigmoid"):
         warehouse = WarehouseDynamics(allocation=allocation)
         generator = np.random.default_rng(0)
         state = torch.from_numpy(np.stack([warehouse.start(generator) for _ in range(50)]))
@@ -232,3 +240,12 @@ def test_a_state_may_be_given():
     assert store.reset(seed=0, options={"state": [1, 2, 3, 4]})[0].tolist() == [1, 2, 3, 4]
     with pytest.raises(UsageError, match="4 finite numbers"):
         store.reset(seed=0, options={"state": [1, 2]})
+
+
+@given(st.lists(st.floats(-8, 8), min_size=1, max_size=4), st.floats(0, 50))
+def test_the_sigmoid_head_times_the_stock_upstream(logits, stock):
+    """Card: sigmoid x upstream stock. One store gets sigmoid(x) of it; several, scaled down where they ask for more than all."""
+    x = torch.tensor(logits, dtype=torch.float64)
+    got = sigmoid_share(torch.nn.functional.softplus(x), torch.tensor(stock, dtype=torch.float64)).numpy()
+    share = 1 / (1 + np.exp(-np.array(logits)))
+    np.testing.assert_allclose(got, share * stock / max(1.0, share.sum()), rtol=1e-6, atol=1e-9)

@@ -24,7 +24,7 @@ from upslope.environments.dynamics import Dynamics, Simulation
 from upslope.errors import UsageError
 
 Kind = Literal["normal", "poisson", "gamma"]
-Allocation = Literal["proportional", "softmax"]
+Allocation = Literal["proportional", "softmax", "sigmoid"]
 
 
 def store_step(
@@ -51,6 +51,17 @@ def softmax_share(logits: Tensor, stock: Tensor) -> Tensor:
     """Shares of a stock [...] by softmax over the stores' logits [..., n] and a 0 for what stays in the warehouse."""
     stays = torch.zeros_like(logits[..., :1])
     return torch.cat([logits, stays], -1).softmax(-1)[..., :-1] * stock.unsqueeze(-1)
+
+
+def sigmoid_share(wanted: Tensor, stock: Tensor) -> Tensor:
+    """Each of the stores [..., n] asks for the share 1 - exp(-wanted) of a stock [...], wanted >= 0; together they get no more.
+
+    Of a policy whose actions are softplus(x) these are the shares sigmoid(x): any share, down to none and up to all.
+    """
+    return proportional(-torch.expm1(-wanted) * stock.unsqueeze(-1), stock)
+
+
+SHARING = {"proportional": proportional, "softmax": softmax_share, "sigmoid": sigmoid_share}
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,8 @@ class WarehouseDynamics(Dynamics):
     """A warehouse and `stores` stores: the warehouse orders from outside and sends what it has on hand to the stores.
 
     Observed: the warehouse's max(warehouse_lead_time, 1) slots, then lead_time of each store. Actions: the warehouse's order,
-    then for each store what it wants (allocation "proportional") or its logit ("softmax"): no more goes out than there is.
+    then for each store what it wants (allocation "proportional"), its logit ("softmax"), or x of the share 1 - exp(-x) that it
+    asks for ("sigmoid", the one that can leave everything in the warehouse): no more goes out than there is.
     Demands of a period have correlation `correlation` between stores; unmet demand is lost, or with lost_sales=False kept.
     The stores' means are spread evenly over mean * (1 -+ spread), their std is in proportion.
     """
@@ -214,8 +226,7 @@ class WarehouseDynamics(Dynamics):
 
     def _sent(self, upstream: Tensor, action: Tensor) -> Tensor:
         on_hand = upstream[..., 0] if self.warehouse_lead_time else upstream[..., 0] + action[..., 0]
-        divide = proportional if self.allocation == "proportional" else softmax_share
-        return divide(action[..., 1:], on_hand.clamp(min=0))
+        return SHARING[self.allocation](action[..., 1:], on_hand.clamp(min=0))
 
 
 class Inventory(Simulation):

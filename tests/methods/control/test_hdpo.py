@@ -80,7 +80,13 @@ def test_one_period_is_the_newsvendor():
 
 
 @pytest.mark.parametrize(
-    "dynamics", [StoreDynamics(lost_sales=True), WarehouseDynamics(), WarehouseDynamics(allocation="softmax")]
+    "dynamics",
+    [
+        StoreDynamics(lost_sales=True),
+        WarehouseDynamics(),
+        WarehouseDynamics(allocation="softmax"),
+        WarehouseDynamics(allocation="sigmoid"),
+    ],
 )
 def test_gradient_of_a_network_is_the_finite_difference(dynamics):
     torch.manual_seed(0)
