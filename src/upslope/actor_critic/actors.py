@@ -8,7 +8,7 @@ from torch import Tensor
 
 from upslope.actor_critic.losses import advantage_weight, cloning_scale, lowest
 from upslope.actor_critic.minibatch import Minibatch
-from upslope.errors import UsageError
+from upslope.errors import UsageError, check_within
 from upslope.recipe import Part
 
 Reduce = Literal["mean", "sum"]
@@ -102,6 +102,7 @@ class Exponential(Part):
     formula: ClassVar[str] = "min(exp({beta:g} A), {largest:g})"
 
     def __post_init__(self) -> None:
+        check_within(self, 0, float("inf"), "beta")
         if not self.largest > 0:
             raise UsageError(f"weight.largest is {self.largest}; it must be above 0.")
 
@@ -120,6 +121,9 @@ class ScaledCloning(Part):
     reduce_actions: Reduce = "mean"
     reads_policy_q: ClassVar[bool] = True
     reads_log: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_within(self, 0, float("inf"), "alpha")
 
     def __call__(self, m: Minibatch, objective: Tensor) -> Tensor:
         assert m.policy_q is not None
@@ -147,6 +151,9 @@ class Cloning(Part):
     reduce_actions: Reduce = "sum"
     reads_policy_q: ClassVar[bool] = True
     reads_log: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_within(self, 0, float("inf"), "coefficient")
 
     def __call__(self, m: Minibatch, objective: Tensor) -> Tensor:
         assert m.policy_q is not None

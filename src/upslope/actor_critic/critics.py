@@ -31,6 +31,11 @@ class Critics(Part):
     formula: ClassVar[str] = "{members} networks Q_j(s, a) with hidden layers {hidden}"
 
     def __post_init__(self) -> None:
+        if self.members < 1 or not self.hidden or min(self.hidden) < 1:
+            raise UsageError(
+                f"critic.members={self.members} and critic.hidden={list(self.hidden)}: at least 1 network is needed, with a width "
+                "of at least 1 per layer, e.g. critic.members=2 critic.hidden=[64,64]."
+            )
         if not 0 <= self.dropout < 1:
             raise UsageError(f"critic.dropout is {self.dropout}; it must be in [0, 1).")
 
@@ -188,6 +193,10 @@ class SquaredError(Part):
     factor: float = 1.0
     across: Literal["sum", "mean"] = "sum"
 
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < float("inf"):
+            raise UsageError(f"SquaredError.factor is {self.factor:g}; it must be above 0 and finite.")
+
     def __call__(self, q: Tensor, target: Tensor) -> Tensor:
         return squared_error(q, target, factor=self.factor, across=self.across)
 
@@ -238,6 +247,15 @@ class ConservativeGap(Part):
     target_gap: float | None = None
     target_lr: float = 3e-4
     reads_log: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_within(self, 0, float("inf"), "coefficient", "target_lr")
+        check_within(self, 1, float("inf"), "samples")
+        if not 0 < self.temperature < float("inf") or not self.lowest < self.highest:
+            raise UsageError(
+                f"{type(self).__name__}.temperature={self.temperature:g} must be above 0, and lowest={self.lowest:g} below "
+                f"highest={self.highest:g}."
+            )
 
     @property
     def stateful(self) -> bool:  # type: ignore[override]
@@ -294,6 +312,10 @@ class Diversity(Part):
 
     eta: float = 1.0
     reads_action_gradient: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_within(self, 0, float("inf"), "eta")
+
     formula: ClassVar[str] = "{eta:g} mean sum over i != j of cos(dQ_i/da, dQ_j/da) / (E - 1)"
 
     def __call__(self, m: Minibatch) -> Tensor:

@@ -60,6 +60,8 @@ class Interact(Part):
             if getattr(self, name) < least:
                 raise UsageError(f"rollout.{name} is {getattr(self, name)}; it must be at least {least}.")
         check_noise(self.observation_noise)
+        if self.offline_steps is not None:
+            check_within(self, 0, float("inf"), "offline_steps")
 
     def describe(self) -> str:
         return f"{self.environments} x {self.steps} actions a step, the first {self.warmup} uniform"
@@ -87,6 +89,10 @@ class ReturnRange(Part):
     scale: float = 1000.0
     formula: ClassVar[str] = "r {scale:g} / (highest - lowest return in the log)"
 
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < float("inf"):
+            raise UsageError(f"ReturnRange.scale is {self.scale:g}; it must be above 0 and finite.")
+
     def factor(self, returns: Tensor) -> float:
         """What rewards are multiplied by, of the returns [n] of the log's episodes."""
         spread = float(returns.max() - returns.min()) if len(returns) else 0.0
@@ -101,6 +107,10 @@ class Affine(Part):
     shift: float = 0.0
     formula: ClassVar[str] = "{scale:g} r + {shift:g}"
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and math.isfinite(self.shift)):
+            raise UsageError(f"Affine.scale={self.scale:g} and shift={self.shift:g} must be finite.")
+
 
 @dataclass(frozen=True)
 class Average(Part):
@@ -113,6 +123,7 @@ class Average(Part):
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
             raise UsageError(f"targets.rate is {self.rate}; it must be above 0 and at most 1.")
+        check_within(self, 1, float("inf"), "every")
 
 
 @dataclass(frozen=True)
@@ -141,8 +152,8 @@ class Updates(Part):
             if getattr(self, name) < 1:
                 raise UsageError(f"update.{name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("actor_lr", "critic_lr"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"update.{name} is {getattr(self, name)}; it must be above 0.")
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UsageError(f"update.{name} is {getattr(self, name)}; it must be above 0 and finite.")
 
     def describe(self) -> str:
         text = f"{self.per_step} critic updates per environment step, the actor every {self.actor_every}"

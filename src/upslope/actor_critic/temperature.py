@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from upslope.errors import UsageError
+from upslope.errors import UsageError, check_within
 from upslope.recipe import Part, State
 
 
@@ -15,6 +15,9 @@ class Constant(Part):
     alpha: float = 0.2
     stateful: ClassVar[bool] = True
     formula: ClassVar[str] = "{alpha:g}"
+
+    def __post_init__(self) -> None:
+        check_within(self, 0, float("inf"), "alpha")
 
     def value(self, state: State) -> float:
         """alpha."""
@@ -40,8 +43,11 @@ class Automatic(Part):
     stateful: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.initial > 0:
-            raise UsageError(f"temperature.initial is {self.initial}; it must be above 0, since alpha = exp(x).")
+        if not 0 < self.initial < math.inf:
+            raise UsageError(f"temperature.initial is {self.initial}; it must be above 0 and finite: alpha = exp(x).")
+        check_within(self, 0, math.inf, "lr")
+        if self.target is not None and not math.isfinite(self.target):
+            raise UsageError(f"temperature.target is {self.target}; it must be finite, or None for -A.")
 
     def init(self) -> State:
         return multiplier(self.initial)

@@ -82,5 +82,5 @@ def test_the_index_is_of_what_the_networks_see():
 def test_what_differs_from_td3_bc():
     assert diff("prdc", "td3_bc").splitlines()[0] == "behavior"
     assert make("prdc").replace(behavior=make("td3_bc").behavior).parts() == make("td3_bc").parts()
-    with pytest.raises(UsageError, match=r"behavior.beta is -1"):
+    with pytest.raises(UsageError, match=r"beta is -1"):
         make("prdc", beta=-1.0)

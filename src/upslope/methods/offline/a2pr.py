@@ -31,7 +31,7 @@ from upslope.actor_critic.losses import bootstrap, lowest
 from upslope.actor_critic.minibatch import Minibatch
 from upslope.actor_critic.networks import EnsembleNetwork
 from upslope.actor_critic.recipe import ActorCritic
-from upslope.errors import UsageError
+from upslope.errors import UsageError, check_within
 from upslope.methods.offline.td3_bc import td3_bc
 from upslope.recipe import Part
 from upslope.registry import method
@@ -100,6 +100,7 @@ class GoodActions(Part):
     formula: ClassVar[str] = "{weight:g} mean 1[Q_1(s, a) > V(s)] (rec - a)^2 - 1/4 mean (1 + log sd^2 - m^2 - sd^2)"
 
     def __post_init__(self) -> None:
+        check_within(self, 0, float("inf"), "weight")
         if self.latent < 1 or not self.hidden or min(self.hidden) < 1 or not self.lr > 0:
             raise UsageError(
                 f"proposer.latent={self.latent}, hidden={list(self.hidden)} and lr={self.lr:g} must all be above 0."
@@ -125,6 +126,10 @@ class GuidedCloning(ScaledCloning):
     reads_critic: ClassVar[bool] = True
     reads_value: ClassVar[bool] = True
     reads_proposer: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_within(self, 0, float("inf"), "mask")
 
     def toward(self, m: Minibatch) -> tuple[Tensor, Tensor]:
         proposed, _, _ = m.networks.proposer(m.observation, m.sample()[0], m.generator)

@@ -28,7 +28,7 @@ from torch import Tensor
 from upslope.actor_critic.actors import ScaledCloning
 from upslope.actor_critic.minibatch import Minibatch
 from upslope.actor_critic.recipe import ActorCritic
-from upslope.errors import UsageError
+from upslope.errors import check_within
 from upslope.methods.offline.td3_bc import td3_bc
 from upslope.registry import method
 
@@ -41,8 +41,8 @@ class NearestCloning(ScaledCloning):
     reads_index: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.beta >= 0:
-            raise UsageError(f"behavior.beta is {self.beta}; it must be at least 0.")
+        super().__post_init__()
+        check_within(self, 0, float("inf"), "beta")
 
     def index(self, observation: Tensor, action: Tensor) -> tuple[Any, Tensor]:
         """The search tree of all logged (beta s, a), and the actions [n, A]."""

@@ -33,6 +33,7 @@ from upslope.actor_critic.data import Average, Transitions
 from upslope.actor_critic.minibatch import Minibatch
 from upslope.actor_critic.policies import ACTOR
 from upslope.actor_critic.recipe import ActorCritic
+from upslope.errors import check_within
 from upslope.methods.offpolicy.sac import sac
 from upslope.parts.routing import best_component, frequency_loss, pick
 from upslope.policies.distributions import Categorical, Mixture
@@ -44,6 +45,9 @@ class BestComponent(MaximizeQ):
     """alpha log pi_k* - Q of the best component's action, and `router` times the frequency loss."""
 
     router: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_within(self, 0, float("inf"), "router")
 
     def __call__(self, m: Minibatch) -> Tensor:
         mixture = Mixture.of(m.networks.policy.distribution(m.observation))
