@@ -22,7 +22,9 @@ from upslope.runs.signals import GracefulStop
 from upslope.runs.statistics import Interval, bootstrap, interquartile_mean, paired_difference
 
 METRIC = "eval/pass@1"
-METRICS = (METRIC, "eval/return", "eval/reward", "eval/pairs/accuracy", "-eval/teacher/kl", "-eval/loss")
+METRICS = (
+    METRIC, "eval/return", "eval/reward", "eval/pairs/accuracy", "-eval/teacher/kl", "-eval/teacher/gap", "-eval/loss",
+)  # fmt: skip
 """What runs are compared by: the first of these that all of them recorded. "-eval/loss" is the loss, its sign turned."""
 
 

@@ -8,6 +8,9 @@ from upslope.parts.data import FromData
 from upslope.recipe import Recipe
 from upslope.registry import find, make
 from upslope.reward_models import trains_reward_model
+from upslope.stored import column_of, takes_stored
+from upslope.tasks.columns import dig
+from upslope.tasks.files import read
 from upslope.teaching import informing, reads_teacher
 
 MODEL, TEACHER, TASK, PAIRS = "tiny", "tiny-teacher", "chain_sum", "tiny-preferences"
@@ -28,7 +31,17 @@ def with_embedded(config: Config) -> Config:
     if isinstance(recipe.rollout, FromData) and config.data is None and config.task in (None, TASK):
         evaluated = None if trains_reward_model(recipe) or config.reward else TASK
         changes |= {"data": PAIRS, "task": config.task or evaluated}
-    asks = config.teacher is None and reads_teacher(recipe) and informing(recipe) is None
+    asks = (
+        config.teacher is None and reads_teacher(recipe) and informing(recipe) is None and not _stored(config, recipe)
+    )
     if asks and find(config.method).family == "distill":  # elsewhere it is another model: a soup, what was fine-tuned
         changes["teacher"] = TEACHER
     return replace(config, **changes)
+
+
+def _stored(config: Config, recipe: Recipe) -> bool:
+    """Whether the data has a teacher's log-probs, so that none is asked."""
+    if config.data is None or not takes_stored(recipe):
+        return False
+    column = column_of({} if config.task is not None else config.task_settings)
+    return any(dig(row.columns, column) is not None for row in read(config.data)[1])

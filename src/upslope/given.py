@@ -17,6 +17,7 @@ from upslope.prompts import Prompts, PromptStream
 from upslope.recipe import Recipe, State
 from upslope.rollout import Example, Finish, Outcome, Rollouts, Sampling
 from upslope.samples import reads_samples
+from upslope.stored import logps_of
 from upslope.tasks.files import prompt_text
 from upslope.update import Updater
 from upslope.writers import Drawn, Writers, draw, remember
@@ -31,6 +32,7 @@ class GivenCollector:
 
     `policy` tokenizes; completions are cut to `max_tokens`, or where the model's context ends. With `rollout.samples`, `writers`
     sample to the same prompts; `judge` rewards these, where given. With `rescore` old_logp is the model's, not the engine's.
+    `stored`: the data's column with the log-probs of a teacher that is not asked.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class GivenCollector:
         writers: Writers | None = None,
         judge: Any = None,
         rescore: bool = False,
+        stored: str | None = None,
     ) -> None:
-        self.policy, self.recipe, self.max_tokens = policy, recipe, max_tokens
+        self.policy, self.recipe, self.max_tokens, self.stored = policy, recipe, max_tokens, stored
         self.writers, self.judge, self.rescore = writers, judge, rescore
         self.prompts = Prompts(stream, policy.encode, limit)
 
@@ -93,6 +96,7 @@ class GivenCollector:
         policy, cut = self.policy, 0
         prompts = [self.prompts.ids(example) for example in examples]
         tokens, text, of_row, finish = [], [], [], list[Finish]()
+        logps: list[list[float]] = []
         for index, example in enumerate(examples):
             room = policy.context_length - len(prompts[index])
             longest = room if self.max_tokens is None else min(room, self.max_tokens)
@@ -101,6 +105,8 @@ class GivenCollector:
                 cut += len(ids) > longest
                 finish.append("length" if len(ids) > longest else "stop")
                 tokens.append(ids[:longest])
+                if self.stored is not None:
+                    logps.append(logps_of(example, len(ids), self.stored)[:longest])
                 text.append(said)
                 of_row.append(index)
         rollouts = Rollouts.given(prompts, torch.tensor(of_row), tokens, finish, text)
@@ -112,6 +118,7 @@ class GivenCollector:
             **row_columns(rollouts, of_rows, source),
             label=torch.tensor([completion.label for completion in completions], dtype=torch.float32),
             reward=torch.tensor([outcome.value for outcome in outcomes], dtype=torch.float32),
+            teacher_logp=_padded(logps, rollouts.mask) if logps else None,
         )
         metrics = {"tokens": float(rollouts.mask.sum()), **length_metrics(rollouts)}
         events = [Event("completion cut", "longer than max_tokens or the model's context", cut)] if cut else []
@@ -171,6 +178,13 @@ class GivenCollector:
             return given
         assert self.writers is not None
         return replace(given, logp=self.writers.score(who, given))
+
+
+def _padded(rows: list[list[float]], mask: Tensor) -> Tensor:
+    """Rows of as many numbers as the mask [R, T] has at their beginning, 0 beyond, [R, T] float32."""
+    column = torch.zeros(mask.shape)
+    column[mask] = torch.tensor([value for row in rows for value in row], dtype=torch.float32)
+    return column
 
 
 def length_metrics(rollouts: Rollouts) -> dict[str, float]:

@@ -54,4 +54,5 @@ def open_given(config: Config, parts: Parts, *, rescore: bool = False) -> GivenC
         writers=Writers(parts.actors, parts.engine, tokens_per_pass=config.tokens_per_pass) if sampled else None,
         judge=parts.judge if sampled else None,
         rescore=rescore,
+        stored=parts.stored,
     )

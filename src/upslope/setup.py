@@ -34,6 +34,7 @@ from upslope.rollout import Example
 from upslope.runs.checkpoint import model_folder
 from upslope.samples import check_samples, has_samples, open_verifier
 from upslope.sources import open_sources
+from upslope.stored import check_stored, stored_column, stored_note, takes_stored
 from upslope.tasks.reward_model import RewardModelJudge
 from upslope.tasks.scorers import VERDICT_COLUMNS
 from upslope.teaching import comparisons, informing, reads_teacher
@@ -50,6 +51,7 @@ class Parts:
     """What a run works with. `prompt_limit`: tokens that a prompt may have.
 
     judge   scores what is trained on: the task's, which is also the evaluation's, or a reward model; None where nothing is sampled
+    stored  the data's column with the log-probs of a teacher that is not asked; None: there is no such, or a teacher is asked
     """
 
     recipe: Recipe
@@ -62,6 +64,7 @@ class Parts:
     prompt_limit: int
     fingerprint: str
     judge: Any = None
+    stored: str | None = None
 
     def close(self) -> None:
         """Ends the workers of the task's judge, and of a judge that is not the task's; a second call does nothing."""
@@ -95,10 +98,17 @@ def open_parts(config: Config, *, recipe: Recipe | None, task: Any, policy: Any,
     learned = open_reward_model(config, recipe)
     data, task = open_sources(config, recipe, task, learned)
     try:
-        actors, fingerprint = _open_actors(config, recipe, policy, weights, learned)
+        stored = stored_column(config, recipe, data)
+        actors, fingerprint = _open_actors(config, recipe, policy, weights, learned, asks=stored is None)
         max_tokens = config.max_tokens or getattr(task, "max_tokens", None) or DEFAULT_MAX_TOKENS
         limit = _limit(actors.policy, max_tokens if data is None else config.max_tokens or 1)
         train = (data or task).examples("train")
+        if stored is not None:
+            check_stored([*train, *(data.examples("eval") if task is data else ())], actors.policy, stored)
+        if (note := stored_note(config, recipe, data, stored)) and task is data:
+            data.notes = [*data.notes, note]
+        elif note:
+            logger.warning("%s: %s.", data.name, note)
         fitting(train, actors.policy.encode, limit, 1, "training")
         eval_limit = limit if task.judge is None else _limit(actors.policy, max_tokens)
         held_out, long = fitting(
@@ -109,7 +119,7 @@ def open_parts(config: Config, *, recipe: Recipe | None, task: Any, policy: Any,
         verifier = open_verifier(config, recipe, task, train) if has_samples(recipe) else task.judge
         judge = open_judge(config, learned, verifier, train[0])
         engine = None if trains_reward_model(recipe) else LocalEngine(actors.policy)
-        return Parts(recipe, task, train, held_out, actors, engine, max_tokens, limit, fingerprint, judge)
+        return Parts(recipe, task, train, held_out, actors, engine, max_tokens, limit, fingerprint, judge, stored)
     except BaseException:
         task.close()
         raise
@@ -185,8 +195,13 @@ def task_facts(parts: Parts) -> dict[str, Any]:
     return facts
 
 
-def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | None, learned: Any) -> tuple[Actors, str]:
-    """The models of a run, and the fingerprint of the one that is trained, as it was at first. `learned`: the reward model."""
+def _open_actors(
+    config: Config, recipe: Recipe, policy: Any, weights: Path | None, learned: Any, *, asks: bool
+) -> tuple[Actors, str]:
+    """The models of a run, and the fingerprint of the one that is trained, as it was at first.
+
+    `learned`: the reward model. `asks`: a teacher, where the recipe reads one.
+    """
     from upslope.policies.language import LanguagePolicy
     from upslope.policies.lora import LoraSettings
     from upslope.policies.scorer import FrozenScorer, reference_of
@@ -213,7 +228,7 @@ def _open_actors(config: Config, recipe: Recipe, policy: Any, weights: Path | No
     if weights is not None and lora is None:
         actor = load(str(weights), **options)
     reference = teacher = None
-    if reads_teacher(recipe):
+    if asks and reads_teacher(recipe):
         teacher = _open_teacher(config, recipe, initial, actor, options)
     if "ref_logp" in recipe.needs or (has_samples(recipe) and recipe.rollout.sampler == "reference"):  # type: ignore[union-attr]
         reference = reference_of(actor) if actor is initial else FrozenScorer(initial, copy=False)
@@ -262,6 +277,7 @@ def _open_teacher(config: Config, recipe: Recipe, initial: Any, policy: Any, opt
         raise UsageError(
             f"'{recipe.name}' learns from a teacher: give --teacher MODEL, a folder or a hub id; or frozen, live or ema, the model "
             "itself as it was at first, as it is, or on average."
+            + (" Or data with its log-probs: `upslope diagnose teacher-logps`." if takes_stored(recipe) else "")
         )
     if name == "frozen":
         return reference_of(policy) if policy is initial else FrozenScorer(initial, copy=False)

@@ -135,7 +135,12 @@ class Teaching:
 
     @torch.no_grad()
     def before(self, recipe: Recipe, rollouts: Rollouts, told: Rollouts, tokens_per_pass: int) -> dict[str, Tensor]:
-        """What the recipe reads of the teacher before the update, of all rows and on the CPU, in one pass of each model."""
+        """What the recipe reads of the teacher before the update, of all rows and on the CPU, in one pass of each model.
+
+        {} without a teacher: where one is needed, the data has its log-probs.
+        """
+        if self.teacher is None:
+            return {}
         said = recipe.needs & {"teacher_logp"}
         compared = recipe.needs_before & self.compared.keys()
         if not said | compared:

@@ -122,7 +122,7 @@ class Updater:
     ) -> dict[str, float]:
         """The recipe's loss and statistics on these rows, all in one mini-batch, without learning from them.
 
-        With `prompt` [R] the loss has a bootstrap interval over prompts, loss_low and loss_high.
+        With `prompt` [R] the loss of a recipe without advantage has a bootstrap interval over prompts, loss_low and loss_high.
         """
         self.teaching.restore(states)
         told, prepared, states = self._credited(rollouts, batch, states, key)
@@ -137,7 +137,7 @@ class Updater:
             losses.append(self.recipe.row_losses(part))
             for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
-        if prompt is not None:
+        if prompt is not None and self.recipe.advantage is None:  # of a policy gradient the level says nothing
             of_rows = torch.cat(losses)[torch.cat(plan).argsort()]
             totals |= loss_interval(self.recipe, mini.batch, totals["loss"], of_rows, prompt)
         return totals

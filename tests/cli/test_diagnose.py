@@ -113,8 +113,11 @@ def test_pairs_that_cannot_be_ranked_are_counted(say, here):
         ("diagnose pass-rates TOY --data questions.jsonl", ("missing --reward, --out",)),
         ("diagnose pass-rates TOY --data questions.jsonl --reward exact --out pairs.jsonl", ("exists already",)),
         ("diagnose pass-rates TOY --data questions.jsonl --reward exact --out no/o", ("does not exist",)),
-        ("diagnose pass-rates TOY --data questions.jsonl --reward exact --out o --samples 0", ("--samples is 0",)),
-        ("diagnose pass-rates TOY --data questions.jsonl --reward bad.py:score --out o", ("rewards failed",)),
+        (
+            "diagnose pass-rates TOY --data questions.jsonl --reward exact --out o.jsonl --samples 0",
+            ("--samples is 0",),
+        ),
+        ("diagnose pass-rates TOY --data questions.jsonl --reward bad.py:score --out o.jsonl", ("rewards failed",)),
     ],
 )
 def test_refused(say, here, command, words):

@@ -1,4 +1,6 @@
-"""upslope diagnose ranking RUN [--data pairs.jsonl] | pass-rates MODEL --data FILE --reward REWARD --out FILE | data LOG"""
+"""upslope diagnose ranking RUN [--data pairs.jsonl] | pass-rates MODEL --data FILE --reward REWARD --out FILE | data LOG |
+teacher-logps TEACHER --data FILE --out FILE
+"""
 
 import json
 import sys
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from upslope.cli import teacher_logps
 from upslope.cli.logged_data import examine, tell
 from upslope.cli.pass_rates import measure
 from upslope.cli.train import Flag, Repeated
@@ -23,12 +26,13 @@ READ = {
     "ranking": ("data", "split", "reference", "beta", "pairs", "bins", "device"),
     "pass-rates": ("data", "reward", "out", "samples", "seed", "set"),
     "data": ("reference", "policy", "seed", "set"),
+    "teacher-logps": ("data", "policy", "out", "set"),
 }
 FEW = 30  # pairs of which shares say little
 
 
 def command(
-    what: tyro.conf.Positional[Literal["ranking", "pass-rates", "data"]],
+    what: tyro.conf.Positional[Literal["ranking", "pass-rates", "data", "teacher-logps"]],
     model: tyro.conf.Positional[str],
     *,
     data: str | None = None,
@@ -51,38 +55,39 @@ def command(
     A pair that the reference ranks wrong by c nats is ranked right only where its DPO loss is below -log sigmoid(beta c), however
     far the loss has fallen before. The table shows accuracy, loss and that bound by difficulty c.
 
-    pass-rates: how often the model solves each prompt of a file; writes the rows again with the column pass_rate, which `ded`
-    selects by.
+    pass-rates: how often the model solves each prompt of a file; writes the rows again with the column pass_rate (see `ded`).
+
+    teacher-logps: a teacher's log-prob of every token of given completions; writes the rows again with the column teacher_logps,
+    which `lightning_opd` reads in the place of a teacher.
 
     data: what a log of transitions is worth: returns, TQ (quality of its episodes), SACo (what it covers of --reference), and what
     a policy would earn by it (FQE).
 
     Examples:
       upslope diagnose ranking runs/dpo-pairs
-      upslope diagnose ranking runs/dpo-pairs --data other.jsonl --json
       upslope diagnose ranking ./my-model --reference ./its-start --data pairs.jsonl --beta 0.05
       upslope diagnose pass-rates tiny --data answers.jsonl --reward exact --out with_rates.jsonl
+      upslope diagnose teacher-logps ./teacher --data answers.jsonl --policy ./student --out with_logps.jsonl
       upslope diagnose data log.hdf5 --reference runs/sac-Pendulum-v1 --policy runs/iql-log
 
     Args:
-        what: ranking, pass-rates or data.
-        model: a run's folder (its newest checkpoint; ranking takes its data, start and beta, too), or a model as for train; of
-            data, a log as for train.
-        data: pairs, as for train, the run's own where not given; of pass-rates, prompts with what the reward reads.
+        what: ranking, pass-rates, teacher-logps or data.
+        model: a run's folder (ranking takes its data, start and beta, too), or a model as for train; of data, a log as for train.
+        data: pairs, as for train, the run's own where not given; prompts with what the reward reads; demonstrations.
         split: ranking: which pairs; where not given, those of --data all, of the run's own data the held-out ones.
-        reference: ranking: the model that training started from, where it is not the run's. data: a log that is compared with,
-            the replay of an online run.
+        reference: ranking: the model that training started from, where it is not the run's. data: a log to compare with.
         beta: ranking: of the objective, where it is not the run's.
         pairs: ranking: at most so many, the first; 2000 where not given.
         bins: ranking: lines of the table; 6 where not given.
         device: ranking: as in a run's settings.
         reward: pass-rates: as for train.
-        out: pass-rates: the file to write, JSON lines.
+        out: pass-rates, teacher-logps: the file to write, JSON lines.
         samples: pass-rates: answers to each prompt; 8 where not given.
         seed: pass-rates, data: of the sampling; 0 where not given.
-        policy: data: a run whose policy is evaluated on the log.
+        policy: data: a run to evaluate on the log. teacher-logps: the model that will learn, whose tokenizer and chat template
+            write prompts and completions; the teacher's own where not given.
         as_json: print one JSON object.
-        set: pass-rates: path=value, as for train; data: random_return, best_return, bins, discount, fqe_steps; repeatable.
+        set: pass-rates, teacher-logps: path=value, as for train; data: random_return, best_return, bins, discount, fqe_steps.
     """
     given = {name: value for name, value in locals().items() if name not in ("what", "model", "as_json")}
     _diagnose(what, model, as_json, **{**given, "set": set or None})
@@ -95,6 +100,9 @@ def _diagnose(what: str, model: str, as_json: bool, **given: Any) -> None:
     seed, overrides, data, reference = given["seed"] or 0, given["set"] or (), given["data"], given["reference"]
     if what == "data":
         tell(examine(model, reference, given["policy"], seed, overrides), as_json)
+    elif what == "teacher-logps":
+        found = teacher_logps.measure(model, data, given["policy"], given["out"], overrides, _progress(as_json, "rows"))
+        _tell_logps(found, as_json)
     elif what == "pass-rates":
         samples = 8 if given["samples"] is None else given["samples"]
         _tell_rates(measure(model, data, given["reward"], given["out"], samples, seed, overrides), as_json)
@@ -117,6 +125,20 @@ def _tell_rates(found: dict[str, Any], as_json: bool) -> None:
     if found["failed"]:
         print(f"{found['failed']} rewards failed and count as not passed")
     print(f"{found['rows']} rows with pass_rate: {found['out']}")
+
+
+def _tell_logps(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found))
+        return
+    for note in found["notes"]:
+        print(note)
+    print(
+        f"mean log-prob of {found['teacher']} {found['mean']:.3f} per token, over {found['tokens']:,} tokens, end tokens included"
+    )
+    if found["too_long"]:
+        print(f"{found['too_long']} rows left out: longer than the teacher's context (e.g. {found['too_long_first']})")
+    print(f"{found['rows']:,} rows with {found['column']}: {found['out']}")
 
 
 def _ranking(subject: "Subject", pairs: int, bins: int, device: str, as_json: bool) -> None:
@@ -240,13 +262,13 @@ def _scored(subject: Subject, examples: "list[Example]", device: str, *, quiet: 
             f"diagnose: {subject.model} and {subject.reference} have different vocabularies, so their log-probs cannot be "
             "compared. Give the model that training started from: --reference MODEL"
         )
-    return score_pairs(policy, reference, examples, max_tokens=subject.max_tokens, progress=_progress(quiet))
+    return score_pairs(policy, reference, examples, max_tokens=subject.max_tokens, progress=_progress(quiet, "pairs"))
 
 
-def _progress(quiet: bool) -> Callable[[int], None]:
+def _progress(quiet: bool, what: str) -> Callable[[int], None]:
     if quiet or not sys.stderr.isatty():
         return lambda done: None
-    return lambda done: print(f"\r  {done} pairs scored", end="\n", file=sys.stderr, flush=True)
+    return lambda done: print(f"\r  {done} {what} scored", end="\n", file=sys.stderr, flush=True)
 
 
 def _reading(whole: Any) -> list[str]:

@@ -1,14 +1,16 @@
 """upslope diagnose pass-rates MODEL --data FILE --reward REWARD --out FILE"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from upslope.cli.train import resolve
 from upslope.errors import UsageError
 from upslope.rollout import Example, Sampling
+from upslope.runs.files import RunError, write_atomic
 
+EXAMPLE = "upslope diagnose pass-rates tiny --data answers.jsonl --reward exact --out with_rates.jsonl"
 CHUNK = 128  # prompts that are answered together
 
 
@@ -25,15 +27,7 @@ def measure(
 
     Raises UsageError for what is missing, for an `out` that exists, for a reward that fails on every answer.
     """
-    absent = [name for name, value in (("--data", data), ("--reward", reward), ("--out", out)) if value is None]
-    if absent or out is None:
-        raise UsageError(
-            f"diagnose pass-rates: missing {', '.join(absent)}. Example: upslope diagnose pass-rates tiny --data answers.jsonl "
-            "--reward exact --out with_rates.jsonl"
-        )
-    if out.exists() or not out.parent.is_dir():
-        wrong = "exists already" if out.exists() else "is in a folder that does not exist"
-        raise UsageError(f"diagnose pass-rates: --out {out} {wrong}. Name a new file.")
+    out = new_file("pass-rates", {"--data": data, "--reward": reward, "--out": out}, EXAMPLE)
     if samples < 1:
         raise UsageError(f"diagnose pass-rates: --samples is {samples}; it must be at least 1.")
     from upslope.runs.checkpoint import model_folder
@@ -49,10 +43,7 @@ def measure(
         rates, failed = _rates(parts, config, examples, samples)
     finally:
         parts.close()
-    with open(out, "x", encoding="utf-8") as file:
-        for example in examples:
-            rate = rates.get(_identity(example))
-            file.write(json.dumps({**example.data, "pass_rate": rate}, ensure_ascii=False) + "\n")
+    write_rows(out, [{**example.data, "pass_rate": rates.get(_identity(example))} for example in examples])
     known = [rate for rate in rates.values() if rate is not None]
     return {
         "model": model,
@@ -66,6 +57,45 @@ def measure(
         "failed": failed,
         "out": str(out),
     }
+
+
+def new_file(what: str, given: Mapping[str, object], example: str) -> Path:
+    """The file that --out names. Raises UsageError for options that are missing, for a file that cannot be new JSON lines."""
+    out = given["--out"]
+    absent = [name for name, value in given.items() if value is None]
+    if absent or not isinstance(out, Path):
+        raise UsageError(f"diagnose {what}: missing {', '.join(absent)}. Example: {example}")
+    if out.exists() or not out.parent.is_dir():
+        wrong = "exists already" if out.exists() else "is in a folder that does not exist"
+        raise UsageError(f"diagnose {what}: --out {out} {wrong}. Name a new file.")
+    if out.suffix.lower() not in (".jsonl", ".ndjson"):
+        raise UsageError(f"diagnose {what}: --out {out} will hold JSON lines. Name a file that ends in .jsonl.")
+    return out
+
+
+def write_rows(out: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A file of JSON lines, written as a whole. Raises UsageError for a value that JSON has no name for."""
+    lines = []
+    for row in rows:
+        try:
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        except (TypeError, ValueError) as error:
+            wrong = next((name for name, value in row.items() if not _is_json(value)), "?")
+            raise UsageError(
+                f"the column {wrong} cannot be written as JSON ({error}). Leave it out of the data."
+            ) from None
+    try:
+        write_atomic(out, "".join(lines).encode("utf-8", "surrogatepass"))
+    except RunError as error:
+        raise UsageError(f"{out} cannot be written: {error}") from None
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _identity(example: Example) -> str:

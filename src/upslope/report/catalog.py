@@ -97,6 +97,9 @@ CATALOG = (
     Metric(r"entropy", "Entropy", "Of the next-token distribution, in nats per token.", 0),
     Metric(r"kl", "KL to the reference", "Estimated divergence per token, in nats.", 0, log=True),
     Metric(r"teacher/kl", "KL to the teacher", "Estimated from the tokens of the step, in nats per token."),
+    Metric(
+        r"(?:eval/)?teacher/gap", "Distance from the teacher", "Mean of |difference| of the given tokens' log-probs.", 0
+    ),
     Metric(r"teacher/divergence", "Divergence from the teacher", "Of next-token distributions; what is minimized.", 0),
     Metric(
         r"ratio/kl", "KL to the sampling policy", "How far one step's updates move, in nats per token.", 0, log=True

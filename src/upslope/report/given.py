@@ -11,7 +11,8 @@ from upslope.report.points import Point, Verdict, instances, tone_of
 from upslope.report.read import Run
 from upslope.report.text import format_number, number, plural
 
-LOSS, PAIRS, MARGIN, TEACHER_KL = "eval/loss", "eval/pairs/accuracy", "eval/pairs/margin", "eval/teacher/kl"
+LOSS, PAIRS, MARGIN = "eval/loss", "eval/pairs/accuracy", "eval/pairs/margin"
+TEACHER_KL, GAP = "eval/teacher/kl", "eval/teacher/gap"
 UNJUDGED = "No reward is measured, so whether answers became right more often is not known."
 
 
@@ -20,6 +21,8 @@ def given_verdict(run: Run) -> Verdict | None:
     rows = [row for row in run.metrics if number(row.get(LOSS)) is not None]
     if not rows:
         return None
+    if any(number(row.get(GAP)) is not None for row in rows):  # of a policy gradient, whose loss says nothing
+        return falling(run, GAP, "distance from the teacher's log-probs")
     pairs = [point for row in (rows[0], rows[-1]) if (point := pairs_point(row)) is not None]
     found = falling(run, LOSS, "loss")
     if len(rows) == 1 or len(pairs) < 2:

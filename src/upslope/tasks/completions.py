@@ -44,7 +44,7 @@ from upslope.tasks.rows import Row, counted
 SETTINGS: dict[Kind, tuple[str, ...]] = {
     "pairs": ("input_key", "chosen_key", "rejected_key", "label_key", "eval_data"),
     "labels": ("input_key", "completion_key", "chosen_key", "rejected_key", "label_key", "eval_data"),
-    "demonstrations": ("input_key", "completion_key", "eval_data"),
+    "demonstrations": ("input_key", "completion_key", "teacher_logps_key", "eval_data"),
 }
 
 
@@ -56,11 +56,13 @@ class Completion:
     label   pairs: the probability that this one is preferred, 1 and 0 or p and 1 - p; labels: 1 desirable, 0
             undesirable; demonstrations: 1
     score   what the data says it is worth; None where it does not say
+    place   file and row, for messages
     """
 
     text: str | Sequence[Message]
     label: float = 1.0
     score: float | None = None
+    place: str = field(default="", compare=False)
 
 
 @dataclass
@@ -114,7 +116,8 @@ def open_completions(
     """The prompts of `data` with their completions.
 
     data        a JSONL, JSON, CSV or Parquet file, a `datasets` folder, a folder of such files, or rows
-    settings    input_key, completion_key, chosen_key, rejected_key, label_key: columns by name; eval_data: another file
+    settings    input_key, completion_key, chosen_key, rejected_key, label_key, teacher_logps_key: columns by name; eval_data:
+                another file
     train_size  examples in a split, at most; None: all
 
     Rows without a lesson (an empty completion, chosen the same as rejected, conversations without a shared prompt) are
@@ -182,7 +185,7 @@ def entries_of(row: Row, roles: Roles, kind: Kind) -> list[Entry]:
     scores: list[float | None] = [read_number(row, column) for column in roles.scores]
     scores = scores or [None] * len(labels)
     prompt, texts = texts_of(row, roles)
-    completions = tuple(Completion(*one) for one in zip(texts, labels, scores, strict=True))
+    completions = tuple(Completion(*one, row.place) for one in zip(texts, labels, scores, strict=True))
     if kind == "labels":
         return [Entry(row, prompt, (completion,)) for completion in completions]
     return [Entry(row, prompt, completions)]

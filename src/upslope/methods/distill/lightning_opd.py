@@ -10,10 +10,12 @@ Limits:  where the policy is the teacher every A is 0, whoever wrote the complet
     the only stationary point at each prefix. In its first step on the first policy's own completions the mean gradient is opd's.
 Expects:  data with prompt and completion, sampled from the model that the run starts with (--data), after it was trained on
     completions of this same teacher (seqkd); another teacher's completions there make it worse. A forward pass of the teacher
-    and one of the policy per step beside the update, and no sampling.
+    and one of the policy per step beside the update, and no sampling; no teacher where the data has its log-probs, the column
+    teacher_logps, as `upslope diagnose teacher-logps` writes it. The loss is 0 at the teacher and below it on the way there:
+    what falls is teacher/gap, the mean of |A|.
 Source:  arXiv:2604.13010; the authors' code (jet-ai-projects/Lightning-OPD, configs/lightning_opd).
-Deviations:  the teacher is asked in every epoch; theirs once, with its log-probs kept in the data. At one pass over the data, as
-    in their configuration of one sample per prompt, that is as many tokens.
+Deviations:  without the column teacher_logps the teacher is asked in every epoch; theirs once, with its log-probs kept in the
+    data. At one pass over the data, as in their configuration of one sample per prompt, that is as many tokens.
 Not this:  an importance correction for completions that an older policy wrote: there is none.
 """
 
@@ -43,7 +45,9 @@ class OfflineTeacherAdvantage(Part):
         return {"advantage": batch.teacher_logp - batch.anchor_logp, "old_logp": batch.anchor_logp}
 
     def stats(self, batch: Batch) -> Stats:
-        return {"teacher/kl": batch.anchor_logp - batch.teacher_logp}
+        """The difference of the log-probs and its size; no KL, which would take completions of the policy as it is."""
+        ratio = batch.anchor_logp - batch.teacher_logp
+        return {"teacher/log_ratio": ratio, "teacher/gap": ratio.abs()}
 
 
 @method(
