@@ -10,6 +10,7 @@ from upslope import Trainer, UsageError
 from upslope.parts.sampling import Sample
 from upslope.recipe import Recipe
 from upslope.registry import list_methods, make
+from upslope.report import write_report
 from upslope.report.read import read_run
 from upslope.report.verdict import verdict
 from upslope.rollout import Outcome
@@ -58,6 +59,10 @@ def test_it_trains_and_says_what_it_does_not_measure(toy, prompts, tmp_path):
     assert "No reward is measured" in found.sentence
     assert found.tone == "worse"
     assert not any(sample["failure"] for sample in trainer.samples)
+    page = write_report([tmp_path / "run"], tmp_path / "report.html").read_text()
+    assert "no reward says which answers are better" in page
+    assert '<select name="level">' not in page, "there are no rewards to filter by"
+    assert "<dt>teacher</dt><dd>frozen</dd>" in page
 
 
 def test_the_kl_is_the_mean_over_tokens_of_that_of_whole_distributions(toy, prompts):

@@ -41,6 +41,7 @@ def write_single_report(run: Run, out: Path, title: str | None = None) -> Path:
         changes=Counter(pair.change for pair in compared),
         compared=len(compared),
         listed=[(sample, _level(sample, min(rewards, default=0), max(rewards, default=0))) for sample in listed],
+        rewarded=bool(rewards) or bool(run.samples.failures),
         reward_range=(min(rewards, default=0), max(rewards, default=0)),
         failures=sorted(run.samples.failures.items(), key=lambda item: -item[1][0]),
         events=_grouped(run.events),
@@ -56,6 +57,7 @@ def _facts(run: Run, seconds: float) -> list[tuple[str, str]]:
     tokens = run.column("tokens")[1].sum()
     facts = [
         ("model", run.setting("model.name", "model", "policy.model")),
+        ("teacher", run.setting("teacher")),
         ("seed", run.setting("seed", "trainer.seed")),
         ("steps", f"{run.steps:,} of {planned}" if planned and planned != str(run.steps) else f"{run.steps:,}"),
         ("time", format_duration(seconds) if seconds else ""),
