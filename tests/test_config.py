@@ -170,3 +170,14 @@ def test_whatever_set_is_given_it_is_a_config_or_refused(overrides):
         config_from(merge_overrides({}, overrides))
     except UsageError as error:
         assert str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("method", ["iql", "ppo", "sac@cleanrl"])
+def test_reward_is_a_stage_where_the_environment_gives_rewards(method):
+    given = {"method": method}
+    assert merge_overrides(given, ["reward=null", "reward.scale=2"]) == {
+        **given,
+        "settings": {"reward": None, "reward.scale": 2},
+    }
+    for words in ({"method": "grpo"}, {"method": "no such"}, {}):
+        assert merge_overrides(words, ["reward=judge.py:score"]) == {**words, "reward": "judge.py:score"}

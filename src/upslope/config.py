@@ -236,7 +236,7 @@ def merge_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
             raise UsageError(f"--set takes path=value, not '{override}'. Example: --set optimizer.lr=1e-4")
         value = parse_value(text)
         head, _, rest = path.partition(".")
-        if path in names:
+        if path in names and not (path == "reward" and is_stage(merged.get("method"), path)):
             merged[path] = value
             continue
         group, name = (head, rest) if rest and head in {*nested, "settings", "task_settings"} else ("settings", path)
@@ -247,6 +247,19 @@ def merge_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
             )
         inner[name] = value
     return merged
+
+
+def is_stage(method: Any, name: str) -> bool:
+    """Whether `name` is a stage of the method's recipe that its runs have no setting of: an environment gives its own rewards,
+    and `reward` is what is done to them."""
+    from upslope.registry import make
+
+    try:
+        recipe = make(str(method))
+    except UsageError:  # of no such method, which is told later
+        return False
+    reads = recipe.trainer().reads
+    return name in recipe.STAGES and reads is not None and name not in reads
 
 
 def _has_own_optimizer(method: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from upslope.assembly import Assembly
-from upslope.config import FREE_ON_RESUME, Config, config_from
+from upslope.config import FREE_ON_RESUME, Config, config_from, is_stage
 from upslope.effects import without_effect
 from upslope.embedded import with_embedded
 from upslope.errors import UsageError
@@ -384,6 +384,8 @@ def _why_empty(events: list[Event], row: Mapping[str, Any]) -> str:
 
 def _config(method: str | Assembly, task: Any, model: Any, settings: Mapping[str, Any]) -> Config:
     known = {f.name for f in dataclasses.fields(Config)}
+    if "reward" in settings and isinstance(method, str) and is_stage(method, "reward"):
+        known -= {"reward"}
     values: dict[str, Any] = {name: value for name, value in settings.items() if name in known}
     recipe_settings = {name: value for name, value in settings.items() if name not in known}
     values["settings"] = {**values.get("settings", {}), **recipe_settings}

@@ -1,8 +1,9 @@
 """Settings that would end in nonsense or a crash are refused by name when a recipe is made."""
 
+import numpy as np
 import pytest
 
-from upslope import UsageError, make
+from upslope import Trainer, UsageError, make
 
 REFUSED = [
     ("sac", "targets.every", 0),
@@ -48,3 +49,14 @@ def test_limits_are_allowed():
     make("iql", beta=0.0, largest=float("inf"), offline_steps=0)
     make("prdc", **{"behavior.beta": 0.0})
     make("sac", rate=1.0, every=1)
+
+
+def test_the_stage_reward_can_be_left_out_by_name(tmp_path):
+    rows = np.zeros((8, 1), np.float32)
+    arrays = {"observations": rows, "next_observations": rows, "actions": rows, "rewards": rows, "terminals": rows}
+    np.savez(tmp_path / "log.npz", **arrays)
+    settings = {"data": str(tmp_path / "log.npz"), "steps": 1, "sinks": [], "threads": 1}
+    with Trainer("iql", reward=None, **settings) as trainer:
+        assert trainer.parts.recipe.reward is None
+    with Trainer("iql", **settings) as trainer:
+        assert trainer.parts.recipe.reward == make("iql").reward

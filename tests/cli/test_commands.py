@@ -8,6 +8,7 @@ import pytest
 
 from upslope import __version__, list_methods
 from upslope.cli import ALIASES, COMMANDS
+from upslope.errors import UsageError
 from upslope.runs.metrics import read_metrics
 
 from .scene import put, run_here
@@ -92,6 +93,13 @@ def test_show(say):
     assert "1.5" in say("show grpo ratio_high=1.5") and "1.5" not in say("show grpo")  # noqa: PT018
     assert "Differs from" in say("show dapo --page")
     assert say("show grpo advantage=rloo") != say("show grpo")
+    assert "lr=0.123" in say("show ppo optimizer.lr=0.123")  # names that a run's settings have as well
+    assert "steps=77" in say("show ppo steps=77")
+    assert "ReturnRange" in say("show iql")
+    assert "ReturnRange" not in say("show iql reward=null")
+    for setting in ("lora.rank=4", "seed=3", "ratio_high"):
+        with pytest.raises(UsageError, match=setting.partition("=")[0]):
+            say(f"show grpo {setting}")
 
 
 def test_diff(say):

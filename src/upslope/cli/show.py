@@ -1,10 +1,11 @@
 """upslope show METHOD [SETTING=VALUE ...]"""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from upslope.config import merge_overrides
+from upslope.config import parse_value
+from upslope.errors import UsageError
 from upslope.registry import describe, find
 
 
@@ -23,6 +24,17 @@ def command(
         settings: changes to look at, each NAME=VALUE.
         page: the whole page: formula with shapes, limits, sources.
     """
-    print(describe(method, **merge_overrides({}, settings).get("settings", {})))
+    print(describe(method, **_parsed(settings)))
     if page:
         print(f"\n{find(method).page}")
+
+
+def _parsed(settings: tuple[str, ...]) -> dict[str, Any]:
+    """Settings of the recipe, by name. Raises UsageError where there is no `=`."""
+    found = {}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise UsageError(f"show takes NAME=VALUE, not '{setting}'. Example: upslope show grpo ratio_high=1.28")
+        found[path.removeprefix("settings.")] = parse_value(text)
+    return found
