@@ -8,6 +8,7 @@ import pytest
 
 from upslope import __version__, list_methods
 from upslope.cli import ALIASES, COMMANDS
+from upslope.cli.show import command as show
 from upslope.errors import UsageError
 from upslope.runs.metrics import read_metrics
 
@@ -99,7 +100,7 @@ def test_show(say):
     assert "ReturnRange" not in say("show iql reward=null")
     for setting in ("lora.rank=4", "seed=3", "ratio_high"):
         with pytest.raises(UsageError, match=setting.partition("=")[0]):
-            say(f"show grpo {setting}")
+            show("grpo", (setting,))
 
 
 def test_diff(say):
