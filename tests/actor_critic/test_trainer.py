@@ -165,13 +165,24 @@ def test_offline_then_online_is_one_run(tmp_path, played):
 
 
 def test_half_of_each_batch_is_from_the_log(played):
-    trainer = train("rlpd", 2, data=str(played), **{"per_step": 1, "members": 2, "rollout.warmup": None})
+    trainer = train("rlpd", 2, data=str(played), **{"per_step": 1, "members": 2, "rollout.warmup": 0})
     trainer.parts.logged.rows[:] = 1.0
     trainer.parts.replay.rows[:] = 2.0
     batch = trainer._draw(torch.Generator())
     assert (batch[:8] == 1).all()
     assert (batch[8:] == 2).all()
     assert trainer.parts.replay.added == 60
+
+
+def test_uniform_actions_come_first_unless_a_log_was_learned_from(played):
+    settings = {"data": str(played), "per_step": 1, "members": 2, "rollout.warmup": 40}
+    trainer = train("rlpd", 2, **settings)
+    assert trainer.parts.learner.updates == 20
+    assert [row.get("updates") for row in trainer.rows] == [None, 0.0, 20.0]
+    after = train("rlpd", 3, offline_steps=1, **settings)
+    assert after.parts.learner.updates == 90
+    with pytest.raises(UsageError, match=r"the first rollout.warmup=40 actions .* 30 in all"):
+        train("rlpd", 1, **settings)
 
 
 def test_a_failing_environment_loses_nothing_and_the_run_can_go_on(tmp_path):

@@ -43,7 +43,7 @@ class Transitions(Part):
 class Interact(Part):
     """A step of the run: `steps` actions in each of `environments` copies. Without an environment to learn in: as many updates.
 
-    warmup          actions per run that are drawn uniformly, before the first update
+    warmup          actions per run that are drawn uniformly, before the first update; none after steps that learned from a log
     offline_steps   steps of the run that only learn from the log, where there is a log; None: all of them
     observation_noise   standard deviation of fresh Gaussian noise on each number of every observation that is played, stored or
                     evaluated on, in the environment's units; its state has none
@@ -62,6 +62,10 @@ class Interact(Part):
         check_noise(self.observation_noise)
         if self.offline_steps is not None:
             check_within(self, 0, float("inf"), "offline_steps")
+
+    def uniform(self, logged: bool) -> int:
+        """How many actions come before the first update: none where a log has been learned from before."""
+        return self.warmup if not logged or self.offline_steps == 0 else 0
 
     def describe(self) -> str:
         return f"{self.environments} x {self.steps} actions a step, the first {self.warmup} uniform"

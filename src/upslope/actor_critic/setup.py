@@ -149,7 +149,7 @@ def _refuse_unlearnable(config: Config, recipe: ActorCritic, log: Log | None, pl
             f"'{recipe.name}' reads {', '.join(only)}, which only a log has. Set rollout.offline_steps=None."
         )
     played = config.steps * rollout.steps * rollout.environments
-    if log is None and rollout.warmup >= played > 0:
+    if plays and rollout.uniform(log is not None) >= played > 0:
         raise UsageError(
             f"the first rollout.warmup={rollout.warmup} actions are drawn at random, and this run has {played} in all: nothing "
             f"would be learned. Lower rollout.warmup, or raise --steps ({rollout.steps * rollout.environments} actions each)."

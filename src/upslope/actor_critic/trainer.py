@@ -139,6 +139,7 @@ class ActorCriticTrainer(Trainer):
         parts, recipe = self.parts, self.parts.recipe
         environments, rollout = parts.environments, recipe.rollout
         assert environments is not None
+        warmup: int = rollout.uniform(parts.log is not None)  # type: ignore[attr-defined]
         generator, draws = seeded(self.config.seed, step, "act"), seeded(self.config.seed, step, "draw")
         per_step: int = recipe.update.per_step  # type: ignore[attr-defined]
         every = max(1, rollout.steps * per_step // WATCHED)  # type: ignore[attr-defined]
@@ -147,13 +148,12 @@ class ActorCriticTrainer(Trainer):
         try:
             observation = environments.observation if environments.running else environments.reset()
             for index in range(rollout.steps):  # type: ignore[attr-defined]
-                uniform = self._played < rollout.warmup and parts.log is None  # type: ignore[attr-defined]
-                action = self._action(act, observation, generator, uniform)
+                action = self._action(act, observation, generator, self._played < warmup)
                 found = environments.step(action)
                 self._store(observation, action, found)
                 observation = found.observation
                 episodes += found.episodes
-                if self._played <= rollout.warmup and parts.log is None:  # type: ignore[attr-defined]
+                if self._played <= warmup:
                     continue
                 for done in range(index * per_step, (index + 1) * per_step):
                     self._update(self._draw(draws), step, done, watch=(done + 1) % every == 0)

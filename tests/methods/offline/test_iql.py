@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from upslope import UsageError, make
+from upslope.actor_critic.actors import Imitation
 from upslope.actor_critic.contract import learner_of, transitions
 from upslope.actor_critic.testing import GivenPolicy, minibatch_of
 
@@ -59,6 +60,31 @@ def test_weights_and_actor():
     assert float(loss) == pytest.approx(-float((weight * density).mean()))
     np.testing.assert_allclose(torch.autograd.grad(loss, density)[0], -weight / 4)
     assert torch.equal(make("iql", beta=0.0).weight(recipe.advantage(m)), torch.ones(4, dtype=torch.float64))
+
+
+def test_the_deterministic_actor_of_the_card():
+    """mean of w sum over A of (mu - a)^2, in value and gradient."""
+    recipe = make("iql", actor=Imitation(reduce_actions="sum"), policy="bc").check()
+    mode, logged = tensor([[0.5, 0.0], [0.2, -0.1]]).requires_grad_(), tensor([[0.0, 0.0], [0.2, 0.3]])
+    m = minibatch_of(logged, policy=GivenPolicy(mode, tensor([0.0, 0.0])))
+    weight = tensor([4.481689, 0.049787])
+    loss = recipe.actor(m, weight)
+    apart = (mode - logged).detach()
+    assert float(loss.detach()) == pytest.approx(float((weight * apart.square().sum(-1)).mean()))
+    np.testing.assert_allclose(torch.autograd.grad(loss, mode)[0], weight[:, None] * apart, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("iql", ["value", "policy", "critic"]), ("awac", ["critic", "policy"]), ("sac_n", ["policy", "critic"])],
+)
+def test_what_is_updated_in_which_order(method, expected):
+    order, learner = [], learner_of(make(method))
+    for name, flat in learner.flats.items():
+        step = flat.step
+        flat.step = lambda *words, name=name, step=step, **settings: (order.append(name), step(*words, **settings))[1]
+    learner.update(transitions(learner.layout))
+    assert order == expected
 
 
 def test_target_is_v_of_the_successor():

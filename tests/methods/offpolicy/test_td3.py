@@ -86,6 +86,34 @@ def test_without_entropy_sac_of_a_deterministic_policy_is_td3_without_delay_and_
         assert torch.equal(one.flats[name].values, other.flats[name].values)
 
 
+def test_one_critic_without_delay_and_noise_is_ddpg():
+    """One update of the critic and of the actor, by torch's own Adam on the formulas of DDPG."""
+    recipe = make(
+        "td3", noise=0.0, actor_every=1, every=1, **{"critic.members": 1, "critic.hidden": [6], "policy.hidden": [5]}
+    )
+    learner, other = learner_of(recipe), learner_of(recipe)
+    rows = transitions(learner.layout)
+    learner.update(rows)
+    m = other.minibatch(rows)
+    critic, policy = (list(network.parameters()) for network in (other.networks.critic, other.policy))
+    adam = torch.optim.Adam(critic, 3e-4)
+    with torch.no_grad():
+        following = torch.cat([m.next_observation, other.networks.target_policy.mode(m.next_observation)], -1)
+        y = m.reward + 0.99 * (1 - m.terminated) * other.networks.target_critic(following)[0]
+    (other.networks.critic(m.state_action)[0] - y).square().mean().backward()
+    adam.step()
+    adam = torch.optim.Adam(policy, 3e-4)
+    for parameter in policy:
+        parameter.grad = None
+    played = torch.cat([m.observation, other.networks.policy.mode(m.observation)], -1)
+    (-other.networks.critic(played)[0].mean()).backward()
+    adam.step()
+    for name in ("critic", "policy"):
+        torch.testing.assert_close(learner.flats[name].values, other.flats[name].values)
+        start = learner_of(recipe).targets[name].values
+        torch.testing.assert_close(learner.targets[name].values, 0.995 * start + 0.005 * other.flats[name].values)
+
+
 def test_exploration_is_cut():
     noise = make("td3", std=1.0).exploration
     action = noise(torch.zeros(1000, 2), torch.Generator().manual_seed(0))

@@ -8,7 +8,8 @@ Differs from sac:  N = 10 critics with three hidden layers; actor and temperatur
 Limits:  N = 2 is sac. The least of N is as a penalty of so many of the critics' deviations: 0.57 of N = 2, 1.54 of 10, 2.25 of 50.
 Expects:  a log (--data). N from 10 to 500 by task: critic.members.
 Source:  An et al. 2021 (arXiv:2110.01548), section 3; corl-team/CORL, algorithms/offline/sac_n.py.
-Deviations:  N = 10, as edac's, so that the two differ by one penalty; biases start as torch's, theirs at 0.1.
+Deviations:  N = 10, as edac's, so that the two differ by one penalty; biases start as torch's, theirs at 0.1. The temperature
+    moves after the actor, theirs before it.
 Not this:  redq, whose targets take the least of two random ones.
 """
 

@@ -7,10 +7,11 @@
 
 Differs from redq:  half of every batch from the log; layer normalisation in the critics.
 Limits:  without a log it is redq with layer normalisation. |Q| <= |w| sqrt(width) whatever the input, w the last layer's.
-Expects:  a log (--data) and an environment (--task) to play in from the first step: rollout.offline_steps is 0.
+Expects:  a log (--data) and an environment (--task) to play in from the first step: rollout.offline_steps is 0. The first
+    rollout.warmup actions are uniform, and nothing is learned before them.
 Source:  Ball et al. 2023 (arXiv:2302.02948), algorithm 1; ikostrikov/rlpd, rlpd/agents/sac_learner.py.
-Deviations:  the target entropy is -A (theirs -A / 2: temperature.target). Sparse tasks: target.entropy=False; AntMaze: one
-    critic in the target, ensemble.of=1.
+Deviations:  5,000 uniform actions first, theirs 5,000 to 10,000 by task. The target entropy is -A (theirs -A / 2:
+    temperature.target). Sparse tasks: target.entropy=False; AntMaze: one critic in the target, ensemble.of=1.
 Not this:  the log poured into the replay buffer, which is data.log_share=None.
 """
 

@@ -12,7 +12,8 @@ Expects:  continuous actions with finite bounds. d is 1 where the episode ended 
     of the action in (-1, 1): the environment's own scale does not move the target of the entropy.
 Source:  Haarnoja et al. 2018 (arXiv:1812.05905), sections 5 and 6; rail-berkeley/softlearning, softlearning/algorithms/sac.py.
 Deviations:  1000 uniform actions first (theirs: 1k to 10k by task). x has no factor alpha in its gradient;
-    temperature.gradient="alpha" has it. One critic update, one actor update and one action per step.
+    temperature.gradient="alpha" has it. One critic update, one actor update and one action per step. sac@cleanrl updates the
+    actor once a step, theirs twice every second one, and its log pi is of the action in (-1, 1), theirs in the environment's units.
 Not this:  softlearning's later code takes the mean of the two Q in the actor's loss: actor.critics="mean".
 """
 
