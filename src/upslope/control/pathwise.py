@@ -46,7 +46,8 @@ def simulate(dynamics: Dynamics, act: Any, start: Tensor, noise: Tensor) -> Path
 
 
 class TracePlayer(Player):
-    """Plays a policy's mode on traces. The batch has, beside what a `Player` makes, `start` [R, D] and `noise` [R, T, W].
+    """Plays a policy's mode on traces. The batch has, beside what a `Player` makes, `start` [R, D] and `noise` [R, T, W], of whole
+    traces or of pieces of them.
 
     Raises UsageError for environments whose dynamics are not known, or have no gradient.
     """
@@ -66,22 +67,45 @@ class TracePlayer(Player):
             if not rollout.fresh:
                 environments.rewind()
             self.traces = environments.traces(rollout.steps)
+            self._check_felt()
         start, noise = self.traces
         path = simulate(self.dynamics, mode_of(self.policy), start, noise)
         total = path.reward.sum(1)
         last = torch.zeros(path.reward.shape, dtype=torch.bool)
         last[:, -1] = True
-        nothing = torch.zeros_like(path.reward)
+        seen, earned = rollout.pieces(path.observation), rollout.pieces(path.reward)
+        nothing = torch.zeros_like(earned)
         batch = Batch(
-            logp=nothing, old_logp=nothing, token_reward=path.reward, reward=total, ended=last, start=start, noise=noise
+            logp=nothing,
+            old_logp=nothing,
+            token_reward=earned,
+            reward=earned.sum(1),
+            ended=rollout.pieces(last),
+            start=seen[:, 0],
+            noise=rollout.pieces(noise),
         )
         episodes = [Episode(row, self.steps, value, rollout.steps) for row, value in enumerate(total.tolist())]
-        found = Experience(Played(path.observation, path.action), batch, path.reward.numel(), episodes)
+        found = Experience(Played(seen, rollout.pieces(path.action)), batch, path.reward.numel(), episodes)
         self.steps += found.steps
         self.episodes += len(episodes)
         self.recent.clear()  # the mean is over all traces of the step
         self.mean = float(total.mean())
         return found
+
+    @torch.enable_grad()
+    def _check_felt(self) -> None:
+        """Raises UsageError where a gradient ends before any action is felt."""
+        assert self.traces is not None
+        start, noise = (column[:8] for column in self.traces)
+        reach = min(getattr(self.rollout, "reach", None) or noise.shape[1], noise.shape[1])
+        action = mode_of(self.policy)(start).detach().requires_grad_()
+        path = simulate(self.dynamics, lambda state: action, start, noise[:, :reach])
+        felt = path.reward.requires_grad and torch.autograd.grad(path.reward.sum(), action)[0].any()
+        if not felt:
+            raise UsageError(
+                f"no action changes what is earned within the {reach} steps that a gradient goes through, such as where an order "
+                "arrives later: raise rollout.reach, or rollout.steps."
+            )
 
     def metrics(self) -> dict[str, float]:
         """Steps and traces so far; the mean return over the step's traces."""

@@ -114,11 +114,58 @@ def test_gradient_of_a_network_is_the_finite_difference(dynamics):
         assert (found[0] - found[1]) / (2 * step) == pytest.approx(float(gradient[index]), rel=1e-3, abs=1e-6)
 
 
+class Gated:
+    """Plays a network from given states, and cuts the gradient to every `reach`-th of them: written out, step by step."""
+
+    def __init__(self, dynamics, policy, reach):
+        self.dynamics, self.policy, self.reach = dynamics, policy, reach
+
+    def cost(self, start, noise):
+        state, total = start, 0.0
+        for t in range(noise.shape[1]):
+            state = state.detach() if t % self.reach == 0 else state
+            state, reward = self.dynamics.step(state, mode_of(self.policy)(state), noise[:, t])
+            total = total - reward.sum()
+        return total / noise.shape[:2].numel()
+
+
+@pytest.mark.parametrize("reach", [None, 10, 5])
+def test_pieces_have_the_gradient_of_traces_that_is_cut_between_them(reach):
+    settings = {
+        **SMALL,
+        "task": "upslope/Inventory-v0",
+        "steps": 1,
+        "minibatches": 1,
+        "lr": 0.0,
+        "rollout.reach": reach,
+    }
+    settings["task_settings"] = {"lead_time": 2}
+    with Trainer("hdpo", **settings) as trainer:
+        agent = trainer.parts
+        agent.environments.rewind()
+        start, noise = agent.environments.traces(10)
+        loss = Gated(agent.environments.dynamics, agent.policy, reach or 10).cost(start, noise)
+        found = torch.autograd.grad(loss, list(agent.policy.parameters()), allow_unused=True)
+        agent.environments.rewind()
+        trainer.train()
+        row = trainer.rows[-1]
+        norm = sum(float(g.square().sum()) for g in found if g is not None) ** 0.5
+        assert row["cost"] == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
+        assert (norm > 1e-3, row["env_steps"]) == (True, 160)
+
+
+def test_pieces_fill_the_trace():
+    for reach in (0, 3, 100):
+        with pytest.raises(UsageError, match=rf"Traces\.reach is {reach}; it must be at least 1 and divide steps=50"):
+            Traces(reach=reach)
+
+
 def weights(trainer):
     return {name: value.clone() for name, value in trainer.parts.policy.state_dict().items()}
 
 
-@pytest.mark.parametrize("changed", [{}, {"rollout.fresh": True, "normalize": True}])
+@pytest.mark.parametrize("changed", [{}, {"rollout.fresh": True, "normalize": True}, {"rollout.reach": 5}])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(changed, tmp_path):
     settings = {**SMALL, **changed, "task": "upslope/Inventory-v0", "steps": 4, "checkpoint_every": 2}
     check_resume("hdpo", tmp_path, killed=3, **settings)
@@ -150,11 +197,14 @@ def test_the_logged_cost_is_that_of_the_environment():
         ("upslope/Inventory-v0", {"rollout": "ppo"}, "reads cost, which playing in an environment"),
         ("upslope/Inventory-v0", {"update.transitions": True}, "transitions=false"),
         ("upslope/Inventory-v0", {"policy.distribution": "squashed"}, "must be softplus or gaussian"),
+        ("upslope/Inventory-v0", {"rollout.reach": 2}, "no action changes what is earned within the 2 steps"),
+        ("upslope/Inventory-v0", {"rollout.reach": 1}, "within the 1 steps .* raise rollout.reach"),
+        ("upslope/Inventory-v0", {"rollout.steps": 4}, "within the 4 steps .* or rollout.steps"),
     ],
 )
 def test_what_has_no_pathwise_gradient_is_refused(task, changed, message):
     with pytest.raises(UsageError, match=message):
-        Trainer("hdpo", task=task, steps=1, **(changed if "rollout" in changed else {**SMALL, **changed}))
+        Trainer("hdpo", task=task, steps=1, **(changed if "rollout" in changed else {**SMALL, **changed})).train()
 
 
 def test_policies_of_one_action_learn_through_a_cost_alone():
