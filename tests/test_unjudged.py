@@ -81,6 +81,15 @@ def test_the_kl_is_the_mean_over_tokens_of_that_of_whole_distributions(toy, prom
     assert found.metrics["eval/teacher/kl"] == pytest.approx(float(kl), rel=1e-4)
 
 
+def test_no_interval_of_one_prompt(toy, tmp_path):
+    path = tmp_path / "two.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    row = trained(toy, path).rows[-1]
+    assert row["eval/prompts"] == 1
+    assert "eval/teacher/kl" in row
+    assert "eval/teacher/kl_low" not in row
+
+
 def test_it_resumes_bit_for_bit(toy, prompts, tmp_path):
     whole = trained(toy, prompts, out=tmp_path / "whole")
     trained(toy, prompts, out=tmp_path / "parts", steps=1)

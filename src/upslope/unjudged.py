@@ -75,7 +75,7 @@ def evaluate_unjudged(
     """How far the policy is from the teacher: `samples` completions of each held-out prompt, the same noise every time.
 
     eval/teacher/kl is the mean over their tokens of KL(policy || teacher) of the next-token distributions, in nats, with a
-    bootstrap interval over prompts (_low, _high). The teacher reads what the recipe tells it.
+    bootstrap interval over prompts (_low, _high) where there are two or more. The teacher reads what the recipe tells it.
     """
     teaching, recipe = updater.teaching, updater.recipe
     references = recipe.rollout.reference_rows if informing(recipe) else 0  # type: ignore[union-attr]
@@ -87,8 +87,9 @@ def evaluate_unjudged(
     own = (found.source == 0).nonzero().squeeze(1)  # without reference answers
     rollouts = found.rollouts.select(own)
     total, count = (_by_prompt(column[own].sum(1), rollouts.prompt) for column in (kl, found.rollouts.mask))
+    interval = ratio_interval(total, count).named("eval/teacher/kl")
     metrics = {
-        **ratio_interval(total, count).named("eval/teacher/kl"),
+        **(interval if len(examples) > 1 else {"eval/teacher/kl": interval["eval/teacher/kl"]}),
         "eval/prompts": float(len(examples)),
         "eval/length": float(rollouts.mask.sum(1).float().mean()),
         "eval/truncated": sum(finish == "length" for finish in rollouts.finish) / len(rollouts),

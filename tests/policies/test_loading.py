@@ -153,3 +153,10 @@ def test_the_embedded_model(make_rollouts):
     assert policy.packing == "tree"
     assert policy.decode(policy.encode("12+3")) == "12+3"
     assert torch.isfinite(policy.score(make_rollouts())["logp"]).all()
+
+
+def test_a_long_text_is_encoded_without_a_warning_of_the_tokenizers(caplog):
+    policy = LanguagePolicy.load("tiny")
+    with caplog.at_level("WARNING", logger="transformers"):
+        assert len(policy.encode("1+1=" * 400)) > policy.context_length
+    assert not caplog.records

@@ -17,7 +17,7 @@ COMMANDS = {
     "data": "make a log of transitions to learn from offline",
     "compare": "several methods over the same seeds and prompts",
     "probe": "what methods would change on a task, without training",
-    "diagnose": "which pairs a trained model ranks right, by difficulty; how often it solves each prompt; what a log is worth",
+    "diagnose": "which pairs a model ranks right; how often it solves each prompt; a teacher's log-probs; what a log is worth",
     "report": "an HTML report of one or more runs",
     "export": "a policy for an environment as ONNX",
     "methods": "list the methods",

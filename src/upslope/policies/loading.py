@@ -96,7 +96,11 @@ def _load_tokenizer(source: str, remote: dict[str, bool]) -> Any:
         raise UsageError(
             f"{source} has no tokenizer (tokenizer.json or the like): save it there with tokenizer.save_pretrained()."
         )
-    return _opened("tokenizer", source, lambda: AutoTokenizer.from_pretrained(source, **remote))
+    found = _opened("tokenizer", source, lambda: AutoTokenizer.from_pretrained(source, **remote))
+    # A text beyond the context is counted and named, or cut, and never run through the model, as its warning has it.
+    if hasattr(found, "deprecation_warnings"):
+        found.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return found
 
 
 def scores(config: Any) -> bool:
