@@ -64,6 +64,10 @@ def test_the_episodes_are_those_that_are_evaluated(tmp_path):
     expected = play_episodes(policy, environments, 2)
     settings = {"max_episode_steps": 30}
     assert film_episodes(policy, "CartPole-v1", 2, tmp_path / "c.mp4", seed=5, settings=settings) == expected
+    policy, several = policy_of("Pendulum-v1"), open_environments("Pendulum-v1", 2, 5, settings=settings)
+    expected = [episode.total for episode in play_episodes(policy, several, 5)][:3]
+    shown = film_episodes(policy, "Pendulum-v1", 3, tmp_path / "c.mp4", seed=5, settings=settings, copies=2)
+    assert [episode.total for episode in shown] == expected
 
 
 def test_what_cannot_be_filmed_is_named(tmp_path):

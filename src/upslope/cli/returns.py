@@ -120,7 +120,8 @@ def print_returns(
         if (environments.observations, environments.actions) != (policy.observations, policy.actions):
             raise UsageError(f"eval: {name} was trained on other observations or actions than those of {what}.")
         deterministic = bool(values.get("eval", {}).get("deterministic", True))
-        shown = _film(policy, what, own, playing, starts, deterministic, noise)
+        chosen: dict[str, Any] = {"deterministic": deterministic, "noise": noise, "copies": environments.count}
+        shown = _film(policy, what, own, playing, starts, chosen)
         found = return_metrics(play_episodes(policy, environments, episodes, deterministic=deterministic, seed=seed))
     finally:
         environments.close()
@@ -167,7 +168,7 @@ def _references(
 
 
 def _film(
-    policy: "ControlPolicy", what: str, settings: Any, playing: Playing, seed: int, deterministic: bool, noise: float
+    policy: "ControlPolicy", what: str, settings: Any, playing: Playing, seed: int, how: Mapping[str, Any]
 ) -> list[str]:
     """Writes the video, if one is asked for, and says what it shows. Raises UsageError."""
     from upslope.control.video import film_episodes
@@ -177,8 +178,7 @@ def _film(
         return []
     if count < 1:
         raise UsageError(f"eval: --video-episodes is {count}; it must be at least 1.")
-    how: Any = {"settings": settings, "deterministic": deterministic, "noise": noise}
-    shown = film_episodes(policy, what, count, file, seed=seed, **how)
+    shown = film_episodes(policy, what, count, file, seed=seed, settings=settings, **how)
     returns = ", ".join(f"{episode.total:.4g}" for episode in shown)
     return [f"video   {file}: {count} episode{'s' if count > 1 else ''} with a return of {returns}"]
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from upslope.control.evaluation import play_episodes
 from upslope.errors import UsageError
 from upslope.policies.control import ControlPolicy
-from upslope.tasks.environments import Episode
+from upslope.tasks.environments import Episode, episode_seed
 from upslope.tasks.noise import noisy
 from upslope.tasks.opening import maker_of, open_environments
 
@@ -60,15 +60,20 @@ class Film:
 
 
 class Filmed(gymnasium.Wrapper):
-    """An environment whose every observation is filmed; that of a reset with the first step after it."""
+    """An environment whose every observation is filmed; that of a reset with the first step after it.
 
-    def __init__(self, env: gymnasium.Env, film: Film) -> None:
+    Resets have the seeds `starts`, one after the other, and then those that they are called with.
+    """
+
+    def __init__(self, env: gymnasium.Env, film: Film, starts: Sequence[int]) -> None:
         super().__init__(env)
-        self.film = film
+        self.film, self.starts = film, list(starts)
         self.first: Any = None
         film.rate = int(env.metadata.get("render_fps") or RATE)
 
     def reset(self, **keywords: Any) -> Any:
+        if self.starts:
+            keywords["seed"] = self.starts.pop(0)
         found = super().reset(**keywords)
         self.first = self.env.render()
         return found
@@ -92,10 +97,12 @@ def film_episodes(
     settings: Mapping[str, Any] | None = None,
     deterministic: bool = True,
     noise: float = 0.0,
+    copies: int = 1,
 ) -> list[Episode]:
     """Plays `count` episodes of one copy of an environment and writes them to an .mp4 or a .gif, at its own frame rate.
 
-    `noise`: standard deviation of that on what the policy sees.
+    They begin as the first ones of `play_episodes` in `copies` copies with the same seed; where nothing is drawn, they go on
+    as these, too. `noise`: standard deviation of that on what the policy sees.
 
     Raises UsageError for another suffix, a missing package, or an environment that does not render.
     """
@@ -109,7 +116,7 @@ def film_episodes(
         made = make(render_mode="rgb_array", **keywords)
         _follow(made)
         _check_renders(made, what)
-        return Filmed(made, film)
+        return Filmed(made, film, [episode_seed(seed, index % copies, index // copies) for index in range(count)])
 
     filmed.__name__ = what
     environments = noisy(open_environments(filmed, 1, seed, settings=values, convention=policy.convention), noise)

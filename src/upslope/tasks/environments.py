@@ -22,6 +22,11 @@ LONGEST = 100_000  # steps after which an episode without a time limit counts as
 Actions = Literal["clip", "scale"]
 
 
+def episode_seed(seed: int, copy: int, number: int) -> int:
+    """What the `number`-th episode of a copy is reset with."""
+    return int(np.random.SeedSequence((seed, copy, number)).generate_state(1)[0])
+
+
 class Episode(NamedTuple):
     """One that has ended: the copy it was played in, its number there, the sum of its rewards, its steps."""
 
@@ -179,8 +184,7 @@ class Environments(Resettable):
 
     def seed_of(self, row: int) -> int:
         """The seed of the running episode of a copy."""
-        words = np.random.SeedSequence((self.seed, int(row), int(self.number[row]))).generate_state(1)
-        return int(words[0])
+        return episode_seed(self.seed, int(row), int(self.number[row]))
 
     def _given(self, action: np.ndarray) -> np.ndarray:
         """The actions as the environment wants them, [N, ...]."""
