@@ -39,10 +39,12 @@ def test_returns_tq_and_saco(log, capsys):
     assert found["return_mean"] == pytest.approx(1.5)
     assert (found["return_least"], found["return_most"]) == pytest.approx((0, 3), abs=1e-6)
     assert found["tq"] == pytest.approx(0.5)
+    assert found["return_psv"] == pytest.approx((0.5**2 + 1.5**2) / 4, rel=1e-4)
     assert found["saco"] == 1
     text = said(capsys, f"diagnose data {log}")
     assert "20 transitions in 4 episodes" in text
     assert "TQ      unknown" in text
+    assert "PSV     0.625" in text
 
 
 def test_a_policy_is_evaluated_on_it(log, here, capsys):

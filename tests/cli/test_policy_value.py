@@ -92,6 +92,7 @@ def test_a_log_without_log_probs_gives_fqe_alone(say):
         ("eval run --data log --set bins=3", "has no setting bins"),
         ("eval run --data log --set discount=1", "discount is 1"),
         ("eval run --data log --set ratio_clip=0", "ratios are cut at a bound above 0"),
+        ("eval run --data plain --set ratio_clip=-1", "ratio_clip is -1; ratios are cut at a bound above 0"),
         ("eval run --data log --set eval.deterministic=3", "true or false"),
         ("eval run --reference 5 5", "must be above"),
         ("eval tiny --reference 0 5 --task chain_sum", "--reference is of a policy in an environment"),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upslope.diagnostics.logged import cells, state_action_coverage, trajectory_quality
+from upslope.diagnostics.logged import cells, positive_sided_variance, state_action_coverage, trajectory_quality
 from upslope.errors import UsageError
 
 
@@ -15,6 +15,15 @@ def test_card_numbers():
     reference, some = np.arange(5000)[:, None], np.arange(5000)[:, None] % 1200
     action = np.zeros((5000, 1))
     assert state_action_coverage(some, action, reference, action, bins=None) == 0.24
+
+
+def test_positive_sided_variance_of_the_card():
+    """harness-tw: G = (0, 50, 100): PSV = 50^2 / 3."""
+    assert positive_sided_variance(np.array([0.0, 50.0, 100.0])) == pytest.approx(833.33, abs=5e-3)
+    assert positive_sided_variance(np.array([-730.0, -680.0, -630.0])) == pytest.approx(833.33, abs=5e-3)
+    assert positive_sided_variance(np.array([7.0, 7.0])) == 0.0
+    with pytest.raises(UsageError, match="at least one episode"):
+        positive_sided_variance(np.array([]))
 
 
 def test_cells_are_equal_and_the_greatest_belongs_to_the_last():

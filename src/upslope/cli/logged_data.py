@@ -26,6 +26,7 @@ def examine(
 ) -> dict[str, Any]:
     """The facts of a log, by name; those that nothing is known of are left out. Raises UsageError naming what is wrong."""
     from upslope.actor_critic.log import open_log
+    from upslope.diagnostics.logged import positive_sided_variance
 
     settings = numbers_of(overrides, SETTINGS, "diagnose data")
     log = open_log(path, None, strict=False)
@@ -35,6 +36,7 @@ def examine(
     found |= {"observation_size": int(log.observation.shape[1]), "action_size": int(log.action.shape[1])}
     found |= {f"return_{name}": float(np.quantile(returns, q)) for name, q in QUANTILES.items()}
     found |= {"return_mean": float(returns.mean()), "length_mean": float(lengths.mean())}
+    found["return_psv"] = positive_sided_variance(returns)
     found["terminated"] = int((log.terminated > 0).sum())
     found["notes"] = list(log.notes)
     _quality(found, log, settings)
@@ -107,6 +109,9 @@ def tell(found: dict[str, Any], as_json: bool) -> None:
         print(note)
     quantiles = ", ".join(f"{found[f'return_{name}']:.4g}" for name in QUANTILES)
     print(f"return  mean {found['return_mean']:.4g}; least, quarter, median, three quarters, most: {quantiles}")
+    print(
+        f"PSV     {found['return_psv']:.4g}  (mean square of what returns are above the mean: what selection=harness_tw lives off)"
+    )
     ended = found["terminated"]
     print(f"length  mean {found['length_mean']:.4g}; {ended} episodes ended, {found['episodes'] - ended} were cut")
     if "tq" in found:

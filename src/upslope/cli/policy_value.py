@@ -24,6 +24,8 @@ def print_estimates(folder: Path, name: str, data: str, seed: int, as_json: bool
 
     deterministic, given = _deterministic(overrides)
     settings = numbers_of(given, SETTINGS, "eval --data")
+    if settings["ratio_clip"] is not None and not 0 < settings["ratio_clip"] < float("inf"):
+        raise UsageError(f"eval --data: ratio_clip is {settings['ratio_clip']:g}; ratios are cut at a bound above 0.")
     use_threads(1)
     policy = ControlPolicy.load(folder)
     continuous = policy.actions.kind == "continuous"

@@ -108,9 +108,7 @@ def print_returns(
     values = merge_overrides(_settings_of(folder), overrides)
     what = values.get("task") if task is None else task
     if what is None:
-        data = values.get("data")
-        of_log = f" It learned from the log {data}, which names no environment, or is not there." if data else ""
-        raise UsageError(f"eval: {name} does not say what it plays: give --task.{of_log}")
+        raise _unknown(name, values.get("data"))
     own = values.get("task_settings", {}) if what == values.get("task") else {}
     starts = key_number(f"{seed}/evaluation") % 2**32
     noise = trained_noise(values)
@@ -151,6 +149,11 @@ def _score(found: dict[str, Any], values: Mapping[str, Any], task: str, given: t
         f"normalized score {score['']:.1f}  {interval}  "
         f"(0: random actions, {references[0]:.4g}; 100: an expert, {references[1]:.4g}; {whose})"
     ]
+
+
+def _unknown(name: str, data: object) -> UsageError:
+    of_log = f" It learned from the log {data}, which names no environment, or is not there." if data else ""
+    return UsageError(f"eval: {name} does not say what it plays: give --task.{of_log}")
 
 
 def _references(

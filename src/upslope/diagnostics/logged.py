@@ -2,11 +2,13 @@
 
     TQ(D)      (mean return of D's episodes - return of random actions) / (best return online - return of random actions)
     SACo(D)    distinct (state, action) of D / distinct (state, action) of a reference, the replay of an online run of equal size
+    PSV(D)     mean of max(return - mean return, 0)^2 over D's episodes: how much better than most the best of them are
 
 Continuous states and actions are cut into `bins` equal cells per dimension between the reference's least and greatest. Methods that
 keep to the log's actions live off TQ; those that stitch, and off-policy ones, need SACo.
 
-Source: Schweighofer et al. 2021 (arXiv:2111.04714); ml-jku/OfflineRL, offline_ds_evaluation/evaluator.py.
+Source: Schweighofer et al. 2021 (arXiv:2111.04714); ml-jku/OfflineRL, offline_ds_evaluation/evaluator.py. PSV: Hong et al. 2023
+(arXiv:2306.13085).
 """
 
 import numpy as np
@@ -23,6 +25,14 @@ def trajectory_quality(returns: np.ndarray, random: float, best: float) -> float
     if not len(returns):
         raise UsageError("TQ needs the return of at least one episode; there is none.")
     return (float(np.mean(returns)) - random) / (best - random)
+
+
+def positive_sided_variance(returns: np.ndarray) -> float:
+    """PSV of episodes' returns [E]: what drawing good episodes more often can gain; 0 where all are alike."""
+    if not len(returns):
+        raise UsageError("PSV needs the return of at least one episode; there is none.")
+    above = returns.astype(np.float64) - float(np.mean(returns, dtype=np.float64))
+    return float(np.mean(above.clip(min=0.0) ** 2))
 
 
 def distinct(rows: np.ndarray) -> int:

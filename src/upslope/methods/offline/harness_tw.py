@@ -9,8 +9,8 @@ Differs from td3_bc:  how transitions are drawn, for critic and actor alike. For
 Limits:  alpha -> infinity: uniform, td3_bc. alpha -> 0: the best episode alone. by="return" (x of G itself): a constant
     added to all G changes nothing.
 Expects:  a log (--data) whose episodes differ in return; for the regression at least two more episodes than an
-    observation has numbers. What is gained grows with the mean of max(G - mean G, 0)^2. Once it plays on, what is
-    played and the log are drawn from alike; with data.log_share the log's share as before.
+    observation has numbers. What is gained grows with the mean of max(G - mean G, 0)^2, which `upslope diagnose data` prints
+    as PSV. Once it plays on, what is played and the log are drawn from alike; with data.log_share the log's share as before.
 Source:  Hong et al. 2023 (arXiv:2306.13085), section 4; Improbable-AI/harness-offline-rl, implicit_q_learning/dataset_utils.py.
 Deviations:  their copy for d3rlpy takes a softmax of raw returns and min-max after it; here the order of their iql copy.
     Drawn anew for every update; theirs are indices drawn in advance.
