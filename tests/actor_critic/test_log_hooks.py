@@ -327,3 +327,12 @@ def test_weighted_draws_end_or_stay_with_the_log_once_it_plays(played, settings)
     expected = often.sum() / len(parts.replay) if parts.logged is None else 0.5 * chance[often].sum()
     assert abs(0.5 * chance[often].sum() - often.sum() / len(chance)) > 0.2
     assert float(drawn.mean()) == pytest.approx(expected, abs=0.05)
+
+
+def test_a_log_without_any_next_action_is_named(tmp_path):
+    rows, cut = np.zeros((6, 1), np.float32), np.ones(6, bool)
+    arrays = {"observations": rows, "next_observations": rows, "actions": rows, "rewards": rows[:, 0]}
+    np.savez(tmp_path / "log.npz", **arrays, terminals=~cut, timeouts=cut)
+    with pytest.raises(UsageError, match=r"no step of the log .*log.npz has a next action, which 'rebrac' reads"):
+        train("rebrac", 1, data=str(tmp_path / "log.npz"))
+    train("td3_bc", 1, data=str(tmp_path / "log.npz"))

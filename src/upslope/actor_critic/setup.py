@@ -212,6 +212,11 @@ def _fitting(log: Log | None, layout: Layout, config: Config) -> None:
             f"the log {config.data} has observations of {log.observation.shape[1]} and actions of {log.action.shape[1]} numbers; "
             f"{config.task} has {layout.observation} and {layout.action}. It is of another environment."
         )
+    if log is not None and not log.kept(layout).any():
+        raise UsageError(
+            f"no step of the log {config.data} has a next action, which '{config.method}' reads: every episode is one step that was "
+            "cut. Take a log whose steps are in the order of their episodes, or another method, such as td3_bc."
+        )
 
 
 def _network(recipe: ActorCritic, log: Log | None) -> Any:
