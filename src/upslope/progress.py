@@ -31,7 +31,7 @@ SHOWN = {
     "kl": "KL to reference",
     "teacher/kl": "KL to the teacher",
     "teacher/gap": "distance from the teacher",
-    "ratio/clip_fraction": "clipped tokens",
+    "ratio/clip_fraction": "clipped share",
     "groups/zero_variance": "groups without variance",
     "length/mean": "length",
     "grad_norm": "gradient norm",

@@ -63,7 +63,10 @@ def test_methods_that_learn_in_an_environment(here, toy, capsys):
     assert [method["name"] for method in found["methods"]] == ["ppo", "a2c", "ppo:lam=0"]
     wider = line.replace("hidden=[8]", "hidden=[16]")
     assert run_here(f"{wider} --model run", toy) == 2
-    assert "the networks of run are not those of 'ppo'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the networks of run are not those of 'ppo'" in said
+    assert "size mismatch for body" in said
+    assert "Give the run's own --task" in said
 
 
 @pytest.mark.parametrize(

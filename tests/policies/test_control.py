@@ -152,6 +152,10 @@ def test_predict_is_as_the_environment_takes_it():
     rich = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(3)})
     named = ControlPolicy(ObservationSpec.of(rich), ActionSpec.of(spaces.MultiDiscrete([2, 2])), MLP())
     assert named.predict({"a": np.zeros(2), "b": 1})[0].shape == (2,)
+    with pytest.raises(UsageError, match=r"a\[1\] is nan\. Give finite numbers"):
+        named.predict({"a": np.array([0.0, np.nan]), "b": 1})
+    with pytest.raises(UsageError, match=r"is inf \(observation 2\)"):
+        discrete.predict(np.array([[0.0] * 3, [1.0] * 3, [0.0, np.inf, 0.0]]))
     assert named.predict({"a": np.zeros((4, 2)), "b": np.array([0, 1, 2, 0])})[0].shape == (4, 2)
     with pytest.raises(UsageError, match=r"has shape \(4,\), and its space says \(3,\)"):
         policy.predict(np.zeros(4))

@@ -2,6 +2,7 @@
 
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -108,6 +109,12 @@ def test_an_environment_of_before_gymnasium_is_told_what_to_return(folder, name,
 
     with pytest.raises(UsageError, match=message):
         play()
+
+
+def test_a_vector_environment_of_one_seed_is_told_to_take_a_list():
+    with pytest.raises(UsageError, match=r'must take a list of seeds, .* vectorization_mode="sync"'):
+        open_environments(gymnasium.make_vec("CartPole-v1", 3), 3, 0).reset()
+    assert open_environments(gymnasium.make_vec("CartPole-v1", 3, vectorization_mode="sync"), 3, 0).count == 3
 
 
 def test_actions_stay_within_bounds_that_single_precision_cannot_say():

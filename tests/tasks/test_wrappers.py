@@ -239,6 +239,7 @@ def test_like_takes_the_noise_and_the_settings_of_the_run(tmp_path):
         (lambda run: upslope.as_gymnasium("CartPole-v1", count=2), "as_vector_env"),
         (lambda run: upslope.as_gymnasium(upslope.as_vector_env("CartPole-v1", 2)), "has 2 copies"),
         (lambda run: upslope.as_gymnasium("CartPole-v1", observation_noise=-1.0), "noise"),
+        (lambda run: upslope.as_gymnasium("CartPole-v1", convention="scaled"), "must be 'clip' or 'scale'"),
         (lambda run: upslope.as_gymnasium("CartPole-v1", like=run), "numbers"),
         (lambda run: upslope.as_gymnasium(like=run.parent), "there is no policy"),
         (lambda run: upslope.as_gymnasium("NoSuch-v1"), "NoSuch-v1"),

@@ -31,6 +31,12 @@ def command(run: tyro.conf.Positional[str], file: tyro.conf.Positional[Path]) ->
         raise UsageError(
             f"export: {run} holds no policy for an environment. A language model's checkpoint is a Hugging Face folder already."
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    gap = export_onnx(ControlPolicy.load(folder), file)
+    policy = ControlPolicy.load(folder)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        gap = export_onnx(policy, file)
+    except OSError as error:
+        raise UsageError(
+            f"export: {file} cannot be written: {error.strerror or error}. Choose another place."
+        ) from None
     print(f"{file}  ({file.stat().st_size:,} bytes; ONNX Runtime's outputs differ from PyTorch's by at most {gap:.0e})")

@@ -218,8 +218,9 @@ def load_run(agent: OnPolicyAgent, run: str) -> None:
         if agent.critic is not None and critic:
             agent.critic.load_state_dict(critic)
     except RuntimeError as error:
-        first = str(error).splitlines()[0]
+        found = [line.strip().rstrip(".:") for line in str(error).splitlines()]
+        what = found[min(1, len(found) - 1)]
         raise UsageError(
-            f"probe: the networks of {run} are not those of '{agent.recipe.name}' on {agent.environments.name} ({first}). Set "
-            "policy.hidden as the run has it, or leave --model out."
+            f"probe: the networks of {run} are not those of '{agent.recipe.name}' on {agent.environments.name} ({what}). "
+            "Give the run's own --task, set policy.hidden as it has it, or leave --model out."
         ) from None

@@ -207,9 +207,13 @@ class ControlPolicy(nn.Module):
         Stable-Baselines3's `predict`. `state` and `episode_start` are of recurrent policies, and handed back as they are.
 
         The action is as the environment takes it: in its shape, and of a box within the bounds. Raises UsageError for an
-        observation of another shape.
+        observation of another shape, or with a number that is not finite.
         """
         rows, several = self.observations.rows(observation)
+        if not np.isfinite(rows).all():
+            row, column = (int(place) for place in np.argwhere(~np.isfinite(rows))[0])
+            where = f" (observation {row})" if several else ""
+            raise UsageError(f"{self.observations.names[column]} is {rows[row, column]}{where}. Give finite numbers.")
         action, _ = self.act(rows, None, deterministic)
         taken = self.actions.to_environment(action, self.convention)
         return (taken if several else taken[0]), state

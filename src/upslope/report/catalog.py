@@ -104,7 +104,12 @@ CATALOG = (
     Metric(
         r"ratio/kl", "KL to the sampling policy", "How far one step's updates move, in nats per token.", 0, log=True
     ),
-    Metric(r"ratio/clip_fraction(?:_low|_high)?", "Clipped tokens", "Share whose ratio left the clip interval.", 0),
+    Metric(
+        r"ratio/clip_fraction(?:_low|_high)?",
+        "Clipped share",
+        "Share of tokens or actions whose ratio left the clip interval.",
+        0,
+    ),
     Metric(r"ratio/(?:mean|max|min)", "Probability ratio", "Policy over sampling policy, per token.", log=True),
     Metric(r"loss", "Loss", "What is minimized; its level says little where rewards are learned from."),
     Metric(r"grad_norm", "Gradient norm", "Before clipping.", 0, log=True),

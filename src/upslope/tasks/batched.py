@@ -233,6 +233,11 @@ class Vectorized(Environments):
         try:
             return getattr(self._inner, method)(*args, **kwargs)
         except Exception as error:
+            if method == "reset" and "seed" in kwargs and "seed" in str(error).lower():
+                raise UsageError(
+                    f"{self.name}: reset(seed=[...]) failed: {type(error).__name__}: {error}. A vector environment must take a "
+                    'list of seeds, one for each copy, as gymnasium.make_vec(..., vectorization_mode="sync") does.'
+                ) from error
             raise EnvironmentFailure(
                 f"environment {self.name}, after {int(self.length.max())} steps of its longest episode: {method} failed: "
                 f"{type(error).__name__}: {error}. Correct the environment."

@@ -8,7 +8,7 @@ Observations are flat [D] float32 as policies here see them; actions are flat, t
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium
 import numpy as np
@@ -93,6 +93,8 @@ def open_wrapped(
         what = run.task if what is None else what
         convention, scaling = convention or run.convention, run.scaling
         observation_noise = run.noise if observation_noise is None else observation_noise
+    if convention not in (None, *get_args(Actions)):
+        raise UsageError(f"convention is {convention!r}; it must be {' or '.join(map(repr, get_args(Actions)))}.")
     if what is None:
         raise UsageError("which environment? Give an id such as CartPole-v1, a class, or like=RUN.")
     opened = open_environments(what, count, seed, settings=own, convention=convention or "clip")
