@@ -214,8 +214,8 @@ def _fitting(log: Log | None, layout: Layout, config: Config) -> None:
         )
     if log is not None and not log.kept(layout).any():
         raise UsageError(
-            f"no step of the log {config.data} has a next action, which '{config.method}' reads: every episode is one step that was "
-            "cut. Take a log whose steps are in the order of their episodes, or another method, such as td3_bc."
+            f"no step of the log {config.data} has a next action, which '{config.method}' reads: every episode is one step that "
+            "was cut. Take a log whose steps are in the order of their episodes, or another method, such as td3_bc."
         )
 
 
