@@ -144,6 +144,17 @@ def test_a_run_with_nothing_in_it_names_what_is_missing(tmp_path):
         assert part in page.text
 
 
+def test_a_run_in_an_environment_has_no_empty_sections_for_texts(tmp_path, make_run):
+    rows = [{"step": step, "env_steps": 512.0 * step, "return": 10.0 + step, "reward": 1.0} for step in range(4)]
+    page = page_of(make_run(tmp_path / "run", metrics=rows, samples=[]), tmp_path / "r.html")
+    assert "1,536" in page.text
+    for word in ("Before and after", "Samples", "completions that"):
+        assert word not in page.text
+    assert "Failures and notable events" in page.text
+    spoken = page_of(make_run(tmp_path / "spoken", samples=[]), tmp_path / "s.html")
+    assert "No samples were recorded" in spoken.text
+
+
 def test_long_texts_and_many_samples_keep_the_page_small(tmp_path, make_run):
     sample = {
         "split": "train",

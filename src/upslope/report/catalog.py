@@ -36,7 +36,7 @@ HELD_OUT_RETURN = Metric(
     r"eval/return", "Held-out return", "Mean over episodes that nothing is learned from; band: 95 %."
 )
 RETURN = Metric(r"return", "Training return", "Mean over the last episodes that ended, with exploration.")
-REWARD = Metric(r"reward", "Training reward", "Mean reward of the step's completions.")
+REWARD = Metric(r"reward", "Training reward", "Mean reward of the step's completions, or of its actions.")
 HELD_OUT_LOSS = Metric(
     r"eval/loss", "Held-out loss", "The method's loss on completions that were held out; band: 95 % interval."
 )
@@ -94,7 +94,7 @@ CATALOG = (
     Metric(r"actor_loss", "Loss of the actor", "What the policy minimizes; its level says little."),
     Metric(r"alpha", "Temperature", "What a nat of the policy's entropy is worth.", 0, log=True),
     Metric(r"weight", "Weight of stored actions", "Mean of what multiplies their log-probs.", 0),
-    Metric(r"entropy", "Entropy", "Of the next-token distribution, in nats per token.", 0),
+    Metric(r"entropy", "Entropy", "Of the distribution of the next token or action, in nats.", 0),
     Metric(r"kl", "KL to the reference", "Estimated divergence per token, in nats.", 0, log=True),
     Metric(r"teacher/kl", "KL to the teacher", "Estimated from the tokens of the step, in nats per token."),
     Metric(
@@ -102,7 +102,11 @@ CATALOG = (
     ),
     Metric(r"teacher/divergence", "Divergence from the teacher", "Of next-token distributions; what is minimized.", 0),
     Metric(
-        r"ratio/kl", "KL to the sampling policy", "How far one step's updates move, in nats per token.", 0, log=True
+        r"ratio/kl",
+        "KL to the sampling policy",
+        "How far one step's updates move, in nats per token or action.",
+        0,
+        log=True,
     ),
     Metric(
         r"ratio/clip_fraction(?:_low|_high)?",
@@ -110,7 +114,9 @@ CATALOG = (
         "Share of tokens or actions whose ratio left the clip interval.",
         0,
     ),
-    Metric(r"ratio/(?:mean|max|min)", "Probability ratio", "Policy over sampling policy, per token.", log=True),
+    Metric(
+        r"ratio/(?:mean|max|min)", "Probability ratio", "Policy over sampling policy, per token or action.", log=True
+    ),
     Metric(r"loss", "Loss", "What is minimized; its level says little where rewards are learned from."),
     Metric(r"grad_norm", "Gradient norm", "Before clipping.", 0, log=True),
     Metric(r"lr", "Learning rate", "", 0, smooth=False),

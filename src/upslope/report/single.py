@@ -43,6 +43,7 @@ def write_single_report(run: Run, out: Path, title: str | None = None) -> Path:
         listed=[(sample, _level(sample, min(rewards, default=0), max(rewards, default=0))) for sample in listed],
         rewarded=bool(rewards) or bool(run.samples.failures),
         reward_range=(min(rewards, default=0), max(rewards, default=0)),
+        texts=not _plays(run),
         failures=sorted(run.samples.failures.items(), key=lambda item: -item[1][0]),
         events=_grouped(run.events),
         nonfinite=_nonfinite(run),
@@ -52,9 +53,9 @@ def write_single_report(run: Run, out: Path, title: str | None = None) -> Path:
 
 
 def _facts(run: Run, seconds: float) -> list[tuple[str, str]]:
-    """The line under the title: model, seed, steps, duration, tokens, how it ended."""
+    """The line under the title: model, seed, steps, duration, tokens or actions, how it ended."""
     planned = run.setting("steps", "trainer.steps", "train.steps")
-    tokens = run.column("tokens")[1].sum()
+    tokens, played = run.column("tokens")[1].sum(), run.column("env_steps")[1]
     facts = [
         ("model", run.setting("model.name", "model", "policy.model")),
         ("teacher", run.setting("teacher")),
@@ -62,10 +63,17 @@ def _facts(run: Run, seconds: float) -> list[tuple[str, str]]:
         ("steps", f"{run.steps:,} of {planned}" if planned and planned != str(run.steps) else f"{run.steps:,}"),
         ("time", format_duration(seconds) if seconds else ""),
         ("tokens", f"{tokens:,.0f}" if tokens else ""),
+        ("actions", f"{played[-1]:,.0f}" if len(played) else ""),
         ("groups without variance", share_text(run, "groups/zero_variance")),
         ("state", run.state),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _plays(run: Run) -> bool:
+    """Whether a policy acts in an environment or learned from a log of one, so that there are no texts to show."""
+    numbers = ("env_steps", "return", "eval/return", "critic_loss")
+    return not run.samples.total and any(len(run.column(name)[1]) for name in numbers)
 
 
 def _level(sample: Sample, lowest: float, highest: float) -> str:
