@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from upslope import Trainer
 from upslope.errors import UsageError
 from upslope.tasks.opening import open_environments
 from upslope.tasks.spaces import ActionSpec, ObservationSpec
@@ -80,7 +81,8 @@ def test_a_module_or_file_of_the_current_folder_and_the_ids_that_they_register(f
         ("upslope_own_module:Other-v0", "registers no environment of that name"),
         ("broken:Own", "broken cannot be imported: ZeroDivisionError"),
         (":Own", "cannot be imported"),
-        ("lost.py:Own", "lost.py cannot be imported: FileNotFoundError"),
+        ("lost.py:Own", r"lost.py cannot be imported: FileNotFoundError.*\. Files are looked for from .* on\."),
+        ("chain_sum", "'chain_sum' is a task for language models, and this method plays in environments"),
         ("Pusht-v0", "One that a package registers: package:Pusht-v0"),
     ],
 )
@@ -142,3 +144,10 @@ def test_keys_with_slashes_are_keys_as_any_other():
 def test_an_observation_without_a_number_is_refused():
     with pytest.raises(UsageError, match="has no numbers"):
         ObservationSpec.of(spaces.Box(0, 1, (0,)))
+
+
+def test_an_environment_is_no_task_for_language_models():
+    with pytest.raises(
+        UsageError, match=r"no task 'CartPole-v1'\. It is an environment, and this method trains language"
+    ):
+        Trainer("grpo", task="CartPole-v1", steps=1)

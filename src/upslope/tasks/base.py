@@ -151,4 +151,14 @@ def unknown_name(name: str, names: Sequence[str], what: str = "task") -> UsageEr
     near = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
     near += [other for other in names if name and name.casefold() in other.casefold() and other not in near][:6]
     hint = f"Did you mean {', '.join(near)}?" if near else "`upslope tasks` lists all."
+    if what == "task" and _is_environment(name):
+        hint = "It is an environment, and this method trains language models: `upslope methods --family control` plays in it."
     return UsageError(f"there is no {what} '{name}'. {hint}")
+
+
+def _is_environment(name: str) -> bool:
+    try:
+        import gymnasium
+    except ImportError:
+        return False
+    return name in gymnasium.registry

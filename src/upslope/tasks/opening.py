@@ -14,6 +14,7 @@ from typing import Any
 
 from upslope.environments.dynamics import Dynamics
 from upslope.errors import UsageError
+from upslope.tasks.base import list_tasks
 from upslope.tasks.batched import BatchedCartPole, Vectorized
 from upslope.tasks.classic import CLASSIC
 from upslope.tasks.environments import Actions, Copies, Environments
@@ -171,6 +172,11 @@ def _is_registered(name: str) -> bool:
 def _unknown(name: str) -> str:
     import gymnasium
 
+    if name in {row["name"] for row in list_tasks()}:
+        return (
+            f"'{name}' is a task for language models, and this method plays in environments, such as CartPole-v1. For the task "
+            "take grpo or another method for language models: `upslope methods` lists them."
+        )
     close = difflib.get_close_matches(name, gymnasium.registry.keys(), n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return (
@@ -206,8 +212,9 @@ def _module(source: str, what: str) -> ModuleType:
         path = Path(source).resolve()
         return _file(path, path.stat().st_mtime_ns)
     except Exception as error:
+        remedy = f" Files are looked for from {here} on." if isinstance(error, FileNotFoundError) else ""
         raise UsageError(
-            f"the environment {what}: {source} cannot be imported: {type(error).__name__}: {error}"
+            f"the environment {what}: {source} cannot be imported: {type(error).__name__}: {error}.{remedy}"
         ) from error
 
 
