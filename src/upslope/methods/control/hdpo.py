@@ -17,11 +17,12 @@ Source:  Alvo, Russo, Kanoria 2023 (arXiv:2306.11246); the authors' code (Matias
     end with a piece. 512 traces of 200 periods of the store, 512 updates at 1e-2 falling to 0 (2 seeds): 0.5 and 0.6 % above the
     optimum with K = 10, 0.4 and 1.9 % with 25, 11 and 17 % with whole traces, in 25 times the seconds. An order is felt after
     the lead time, so K has to be well above that.
-Deviations:  1,024 traces in mini-batches of 32 instead of 32,768 in batches of 8,192 (hdpo@released): many more updates for as
-    many simulated periods, and the gradient of few traces is good enough. The run ends after its steps instead of after 500
-    epochs without a better held-out cost. The head sigmoid(x) times the stock upstream is the environment's: a warehouse with
-    task_settings.allocation=sigmoid, whose shares are those of softplus(x + 1) here. Holding and penalty cost and lead time, which are the same for all traces, are no inputs of the network. The mean is not
-    over stores, whose costs are added.
+Deviations:  1,024 traces in mini-batches of 32 instead of 32,768 in batches of 8,192 (hdpo@released): many more updates for
+    as many simulated periods, and the gradient of few traces is good enough. The run ends after its steps instead of after
+    500 epochs without a better held-out cost. The head sigmoid(x) times the stock upstream is the environment's: a warehouse
+    with task_settings.allocation=sigmoid, whose shares are those of softplus(x + 1) here. Holding and penalty cost and lead
+    time, which are the same for all traces, are no inputs of the network. The mean is not over stores, whose costs are
+    added.
 Claim:  near the optimum where that is known: reproduced, 0.2 to 0.6 % above it in five seeds of one backlogged store after 819k
     simulated periods, where after 410k HDPO is 1 to 4 % above, PPO 7 to 65 % and REINFORCE many times the cost
     (docs/results/inventory.md).
