@@ -202,7 +202,12 @@ def test_normalisation_is_saved_with_the_policy_and_frozen_in_evaluation(tmp_pat
         ("ppo", {}, "give --task"),
         ("ppo", {"task": "CartPole-v1", "optimizer": {"lr": 1e-3}}, "is a part of the recipe"),
         ("ppo", {"task": "CartPole-v1", "model": "tiny"}, "takes no model"),
-        ("ppo", {"task": "CartPole-v1", "reward": "exact"}, "does not read --reward"),
+        ("ppo", {"task": "CartPole-v1", "teacher": "tiny"}, "does not read --teacher"),
+        (
+            "ppo",
+            {"task": "CartPole-v1", "reward": "exact"},
+            "no method .exact.",
+        ),  # here the recipe's stage, not a task's reward
         ("ppo", {"task": "CartPole-v1", "rollout.steps": 0}, "at least 1"),
         ("ppo", {"task": "CartPole-v1", "distribution": "squashed", "components": 2}, "these are discrete"),
         ("ppo", {"task": "CartPole-v1", "advantage": "grpo"}, "needs|reads"),
