@@ -22,9 +22,10 @@ Deviations:  A is estimated for every rollout in D; the released loop covers the
     by max(|D| / minibatches, |D|), which is one mini-batch whatever `minibatches` says: behavior_minibatches = 1. Its defaults
     changed from version to version: update.minibatches = epochs = 4, 256 steps, behavior_epochs = 4, target 0.03 in the last.
 Not this:  off-policy PPO, whose ratio has pi_phi below: here the ratio is pi_theta' / pi_theta whoever played.
-Claim:  less sampling error than on-policy samples: yes in a table (21 against 32 thousandths of a nat after 512 steps of
-    FrozenLake); with a network, on CartPole, unresolved over five seeds (39 against 47), as is PPO's return (98 against 84 after
-    6,144 steps). Less than ROS: not in the table, yes where ROS takes large steps while PPO learns. docs/results/sampling_error.md
+Claim:  less sampling error than on-policy samples: yes in a table (21 against 33 thousandths of a nat after 512 steps of
+    FrozenLake, twenty seeds); with a network, on CartPole, just unresolved for a policy that stays as it is (34 against 40), and
+    none while PPO learns, nor a better return. Less than ROS: not in the table, yes where ROS takes large steps while PPO learns.
+    docs/results/sampling_error.md
 """
 
 import math
