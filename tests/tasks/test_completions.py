@@ -255,11 +255,7 @@ def test_pairs_come_back_as_written(tmp_path_factory, rows):
     data = open_completions(jsonl(path, [dict(zip(names, row, strict=True)) for row in flat]), "pairs")
     expected = [(prompt, (Completion(c, p, high), Completion(r, 1 - p, low))) for prompt, c, r, p, high, low in flat]
     found = [(one.prompt, one.data["completions"]) for one in examples(data)]
-
-    def content(one):
-        return one[0], [(completion.text, completion.label, completion.score) for completion in one[1]]
-
-    assert sorted(map(content, found)) == sorted(map(content, expected))
+    assert sorted(found, key=repr) == sorted(expected, key=repr)
     assert len({one.key for one in examples(data)}) == len(rows)
 
 

@@ -62,7 +62,7 @@ class Completion:
     text: str | Sequence[Message]
     label: float = 1.0
     score: float | None = None
-    place: str = field(default="", compare=False)
+    place: str = field(default="", compare=False, repr=False)
 
 
 @dataclass
