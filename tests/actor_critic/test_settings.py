@@ -42,6 +42,12 @@ def test_refused(method, setting, value):
         make(method, **{setting: value})
 
 
+def test_no_more_critics_are_asked_than_there_are():
+    with pytest.raises(UsageError, match=r"'redq' asks 3 of 2 critics \(ensemble.of, critic.members\)"):
+        make("redq", **{"ensemble.of": 3, "critic.members": 2})
+    assert make("redq", **{"ensemble.of": 2, "critic.members": 2}).ensemble.of == 2
+
+
 def test_limits_are_allowed():
     make("td3_bc", alpha=0.0)
     make("edac", eta=0.0)

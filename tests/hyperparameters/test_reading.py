@@ -195,6 +195,14 @@ def test_sac_with_a_given_temperature(read):
     assert {note.split("=")[0] for note in found.notes} == {"train_freq", "use_sde", "policy_kwargs.log_std_init"}
 
 
+def test_what_the_run_says_is_noted_and_not_read(read):
+    found, _ = read(
+        "CartPole-v1:\n  policy: MlpPolicy\n  seed: 3\n  device: cuda\n  verbose: 1\n", "ppo", "CartPole-v1"
+    )
+    assert {note.split("=")[0] for note in found.notes} == {"seed", "device", "verbose"}
+    assert not {"seed", "device", "verbose"} & found.settings.keys()
+
+
 def test_sac_networks_of_different_sizes_and_copies(read):
     found, recipe = read(SAC, "sac", "Walker-v0")
     assert (recipe.policy.hidden, recipe.critic.hidden, recipe.critic.members) == ((64,), (400, 300), 5)

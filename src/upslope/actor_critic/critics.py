@@ -66,7 +66,7 @@ class Lowest(Part):
 
     def choose(self, members: int, generator: torch.Generator) -> Sequence[int] | None:
         """Which of the members are asked; None: all."""
-        if self.of is None or self.of >= members:
+        if self.of is None or self.of == members:
             return None
         return torch.randperm(members, generator=generator)[: self.of].tolist()
 

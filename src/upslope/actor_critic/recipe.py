@@ -84,6 +84,11 @@ class ActorCritic(Assembly):
             )
         if self.any_reads("reads_critic"):
             self._require("critic", "one of its parts reads")
+        asked, members = getattr(self.ensemble, "of", None), getattr(self.critic, "members", None)
+        if asked is not None and members is not None and asked > members:
+            raise UsageError(
+                f"'{self.name}' asks {asked} of {members} critics (ensemble.of, critic.members). Take at most as many as there are."
+            )
         if self.any_reads("reads_value"):
             self._require("value", "one of its parts reads")
         if self.any_reads("reads_proposer"):

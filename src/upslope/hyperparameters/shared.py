@@ -8,6 +8,7 @@ from upslope.hyperparameters.literals import Name
 ACTIVATIONS = {"ReLU": "relu", "Tanh": "tanh", "SiLU": "silu", "GELU": "gelu"}
 POLICIES = ("MlpPolicy", "MultiInputPolicy")
 TIME_LIMIT = "TimeLimit"
+LEFT_TO_THE_RUN = ("device", "seed", "tensorboard_log", "verbose")
 FIXED = {"use_expln": False, "squash_output": False, "full_std": True, "share_features_extractor": True}
 
 
@@ -28,6 +29,9 @@ def environment(entry: Entry) -> None:
         value = entry.take(name, default)
         if value != default:
             entry.note(name, value, "is read with use_sde alone, which has no counterpart")
+    for name in LEFT_TO_THE_RUN:
+        if (value := entry.take(name)) is not None:
+            entry.note(name, value, "is the run's to say, and not read from a file")
     if entry.flag("use_sde"):
         entry.note("use_sde", True, "the noise is drawn anew for every action, instead of depending on the state")
 

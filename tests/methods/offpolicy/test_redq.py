@@ -41,7 +41,7 @@ def test_the_target_is_the_least_of_the_pair_that_was_drawn():
     assert found == {1.0, 2.0, 3.0}  # 4 is in no pair the least
 
 
-@pytest.mark.parametrize("of", [2, 5])
+@pytest.mark.parametrize("of", [2, None])
 def test_two_of_two_is_sacs_minimum(of):
     redq = make("redq", members=2, of=of, per_step=1, actor_every=1, critics="lowest")
     one, other = learner_of(redq), learner_of(make("sac"))
