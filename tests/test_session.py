@@ -142,5 +142,5 @@ def test_a_run_on_given_pairs_tells_of_its_loss_and_its_pairs(toy, tmp_path):
     summary = run_session(config_from(values), tmp_path / "run", resume=False, view=Notebook())
     first, second, _ = summary.lines
     assert first == "finished"
-    assert second.startswith("Held-out loss fell from 0.693 to 0.")
+    assert second.startswith("Held-out loss fell from 0.693 [0.693, 0.693] to 0.")
     assert re.search(r"it orders 1\.00 \[0\.\d\d, 1\.00\] rightly, none by the reference it began as\.$", second)
