@@ -189,6 +189,8 @@ def test_the_embedded_model_gets_no_teacher_where_the_data_has_one(written):
 )
 def test_wrong_use_of_the_command(file, rows, teacher, tmp_path, monkeypatch, capsys, line, said):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     file(rows)
     status = main(
         shlex.split("diagnose teacher-logps " + line.replace("TEACHER", teacher).replace("DATA", "data.jsonl"))

@@ -17,7 +17,8 @@ Deviations:  losses of the critics are averaged (CORL); the authors' are summed,
     actor's rate: update.actor_schedule=constant.
 Not this:  AntMaze: value.tau=0.9 weight.beta=10 and rewards less 1, reward=Affine(shift=-1).
 Claim:  above bc: reproduced in the study "offline" (medium-replay; normalized score, difference paired by seed): pendulum 94
-    (+103.9 [+97.9, +108.6], 5 seeds); pointmaze 87 (+95.2 [+86.9, +106.0], 4 seeds).
+    (+103.9 [+97.9, +108.6], 5 seeds); pointmaze 87 (+95.2 [+86.9, +106.0], 4 seeds); cheetah 55 (+50.7 [+49.3, +52.0], 3
+    seeds).
 """
 
 from upslope.actor_critic.actors import Exponential, Likelihood, OverValue

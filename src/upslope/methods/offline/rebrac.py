@@ -12,8 +12,9 @@ Source:  Tarasov et al. 2023 (arXiv:2305.09836); corl-team/CORL, algorithms/offl
 Deviations:  beta_a = beta_c = 0.01 (behavior.coefficient, target.coefficient); theirs are searched per set, and are 0.05 and 0.5
     on Hopper's medium-replay, 0.01 and 0.001 on HalfCheetah's.
 Not this:  normalize=False, theirs for AntMaze.
-Claim:  above td3_bc: reproduced on pendulum alone in the study "offline" (medium-replay; normalized score, difference paired
-    by seed): pendulum 100 (+105.4 [+100.9, +109.8], 5 seeds); pointmaze 51 (+2.5 [-5.4, +13.6], 4 seeds).
+Claim:  above td3_bc: reproduced on pendulum, cheetah alone in the study "offline" (medium-replay; normalized score, difference
+    paired by seed): pendulum 100 (+105.2 [+100.8, +109.6], 5 seeds); pointmaze 28 (-16.6 [-30.3, -0.1], 4 seeds); cheetah 57
+    (+26.6 [+3.1, +51.9], 3 seeds).
 """
 
 from dataclasses import replace

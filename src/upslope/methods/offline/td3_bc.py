@@ -13,7 +13,7 @@ Source:  Fujimoto and Gu 2021 (arXiv:2106.06860), equations 3 to 5; sfujim/TD3_B
 Deviations:  standardized over sqrt(variance + 1e-8); theirs over deviation + 0.001.
 Not this:  rebrac, which sums over A, takes the lower critic, and penalizes the target, too.
 Claim:  above bc: reproduced in the study "offline" (medium-replay; normalized score, difference paired by seed): pendulum -5
-    (+6.0 [+3.9, +8.7], 5 seeds); pointmaze 44 (+54.0 [+41.6, +61.3], 4 seeds).
+    (+6.0 [+3.9, +8.7], 5 seeds); pointmaze 44 (+54.0 [+41.6, +61.3], 4 seeds); cheetah 31 (+26.0 [+2.8, +54.2], 3 seeds).
 """
 
 from upslope.actor_critic.actors import ScaledCloning
