@@ -11,6 +11,8 @@ Source:  An et al. 2021 (arXiv:2110.01548), section 3; corl-team/CORL, algorithm
 Deviations:  N = 10, as edac's, so that the two differ by one penalty; biases start as torch's, theirs at 0.1. The temperature
     moves after the actor, theirs before it.
 Not this:  redq, whose targets take the least of two random ones.
+Claim:  above bc: reproduced in the study "offline" (medium-replay; normalized score, difference paired by seed): pendulum 102
+    (+110.9 [+105.2, +117.6], 3 seeds).
 """
 
 from dataclasses import replace
