@@ -67,7 +67,7 @@ that are our default, 0.01 and 0.01, which its authors search for each log; with
 0.001, it cannot be told from TD3+BC, although its mean is higher. Hopper's log orders nothing after 50,000 updates, with one
 seed: all are near the log's own quality. IQL is above BC wherever it was run, CQL on both logs it was run on, A2PR and PRDC above
 TD3+BC on both. On 95 % random and 5 % expert data trajectory weighting lifts TD3+BC from 26 to 99 on Pendulum, and IQL in the
-maze from 80 to 91; the other two pairs cannot be told apart.SAC-N and EDAC, on
+maze from 80 to 91; the other two pairs cannot be told apart. SAC-N and EDAC, on
 Pendulum alone, are both at the expert's score, where nothing is left to gain. Playing on in the maze, AWAC gains and IQL loses 27
 points in 10,000 actions: the rise that going online is to bring is not IQL's here.
 
