@@ -37,6 +37,25 @@ def toy(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def other_toy(toy, tmp_path_factory):
+    """Path of a model like `toy` with other weights, for a teacher or a reference."""
+    from upslope.policies.language import LanguagePolicy
+
+    policy, folder = LanguagePolicy.load(toy), tmp_path_factory.mktemp("other")
+    for parameter in policy.parameters():
+        parameter.data.mul_(1.5)
+    policy.save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """The Hugging Face hub is not asked: a name that is no folder is an error at once."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 @pytest.fixture
 def questions(tmp_path):
     """A JSONL file of 40 questions."""

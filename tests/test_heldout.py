@@ -10,7 +10,6 @@ from upslope import Batch, Trainer
 from upslope.heldout import loss_interval
 from upslope.parts.aggregate import LocalTokenMean, SequenceMean, SequenceSum, TokenMean, TokenSum
 from upslope.parts.data import FromData
-from upslope.policies.language import LanguagePolicy
 from upslope.recipe import Recipe
 from upslope.registry import list_methods, make
 from upslope.runs.statistics import bootstrap, mean
@@ -24,17 +23,6 @@ SMALL = {
     "self_checks": False,
 }
 GIVEN = [n for n in list_methods() if isinstance(made := make(n), Recipe) and isinstance(made.rollout, FromData)]
-
-
-@pytest.fixture(scope="module")
-def other(toy, tmp_path_factory):
-    """A model of the same kind with other weights."""
-    policy, folder = LanguagePolicy.load(toy), tmp_path_factory.mktemp("other")
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.mul_(1.5)
-    policy.save(folder)
-    return str(folder)
 
 
 def sft(aggregate):
@@ -80,14 +68,14 @@ def test_no_interval_of_one_prompt_or_of_runs_of_rows():
 
 
 @pytest.mark.parametrize("name", GIVEN)
-def test_every_method_on_given_completions_has_it(toy, other, tmp_path, name):
+def test_every_method_on_given_completions_has_it(toy, other_toy, tmp_path, name):
     kind = make(name).rollout.kind
     path = tmp_path / "data.jsonl"
     rows = [{"prompt": f"p{i % 30}", "chosen": "abcd"[: 1 + i % 4], "rejected": "XYZ"[: 1 + i % 3]} for i in range(60)]
     if kind == "demonstrations":
         rows = [{"prompt": row["prompt"], "completion": row["chosen"], "pass_rate": 0.1, "score": 1.0} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with Trainer(name, model=toy, data=str(path), teacher=other, **SMALL) as trainer:
+    with Trainer(name, model=toy, data=str(path), teacher=other_toy, **SMALL) as trainer:
         trainer.train()
     for row in trainer.rows:
         if "eval/loss_low" in row:

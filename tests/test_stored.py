@@ -18,17 +18,6 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def teacher(toy, tmp_path_factory):
-    """A model of the same kind with other weights."""
-    policy, folder = LanguagePolicy.load(toy), tmp_path_factory.mktemp("teacher")
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.mul_(1.5)
-    policy.save(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def rows():
     return [{"prompt": f"p{i}", "completion": "abcdefgh"[: 1 + i % 8]} for i in range(40)]
@@ -45,10 +34,10 @@ def file(tmp_path):
 
 
 @pytest.fixture
-def written(file, rows, toy, teacher, tmp_path, capsys):
+def written(file, rows, toy, other_toy, tmp_path, capsys):
     """The rows with the column, as the command writes it."""
     out = tmp_path / "with.jsonl"
-    line = f"diagnose teacher-logps {teacher} --data {file(rows)} --policy {toy} --out {out}"
+    line = f"diagnose teacher-logps {other_toy} --data {file(rows)} --policy {toy} --out {out}"
     assert main(shlex.split(line)) == 0
     assert "40 rows with teacher_logps" in capsys.readouterr().out
     return out
@@ -64,10 +53,10 @@ def same_weights(one, other):
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_the_command_keeps_the_rows_and_adds_one_log_prob_per_token(written, rows, teacher):
+def test_the_command_keeps_the_rows_and_adds_one_log_prob_per_token(written, rows, other_toy):
     found = [json.loads(line) for line in written.read_text().splitlines()]
     assert [{k: row[k] for k in ("prompt", "completion")} for row in found] == rows
-    policy = LanguagePolicy.load(teacher)
+    policy = LanguagePolicy.load(other_toy)
     for row in (found[0], found[7]):
         ids = policy.encode(row["prompt"]) + policy.encode_completion(row["prompt"], row["completion"])[0]
         with torch.no_grad():
@@ -78,8 +67,8 @@ def test_the_command_keeps_the_rows_and_adds_one_log_prob_per_token(written, row
         assert len(row["teacher_logps"]) == len(row["completion"]) + 1, "bytes, and the end token"
 
 
-def test_training_on_it_is_training_with_the_teacher(toy, written, rows, file, teacher):
-    stored, asked = trained(toy, written), trained(toy, file(rows), teacher=teacher)
+def test_training_on_it_is_training_with_the_teacher(toy, written, rows, file, other_toy):
+    stored, asked = trained(toy, written), trained(toy, file(rows), teacher=other_toy)
     assert stored.parts.actors.teacher is None
     for one, other in zip(stored.rows, asked.rows, strict=True):
         for name in {"loss", "teacher/gap", "eval/loss", "eval/teacher/gap"} & one.keys():
@@ -93,11 +82,11 @@ def test_it_resumes_bit_for_bit(toy, written, tmp_path):
     assert same_weights(whole, trained(toy, written, out=tmp_path / "parts", resume=True))
 
 
-def test_a_teacher_that_is_given_is_asked(toy, file, rows, teacher):
+def test_a_teacher_that_is_given_is_asked(toy, file, rows, other_toy):
     data = file([{**row, "teacher_logps": "?"} for row in rows])
-    trainer = trained(toy, data, teacher=teacher)
+    trainer = trained(toy, data, teacher=other_toy)
     assert trainer.parts.actors.teacher is not None
-    assert f"teacher_logps is not read, since --teacher {teacher} is asked" in trainer.parts.task.describe()
+    assert f"teacher_logps is not read, since --teacher {other_toy} is asked" in trainer.parts.task.describe()
 
 
 def test_other_methods_do_not_read_the_column(toy, file, rows):
@@ -187,21 +176,21 @@ def test_the_embedded_model_gets_no_teacher_where_the_data_has_one(written):
         ("no-such-model --data DATA --out new.jsonl", "no-such-model"),
     ],
 )
-def test_wrong_use_of_the_command(file, rows, teacher, tmp_path, monkeypatch, capsys, line, said):
+def test_wrong_use_of_the_command(file, rows, other_toy, tmp_path, monkeypatch, no_hub, capsys, line, said):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     file(rows)
     status = main(
-        shlex.split("diagnose teacher-logps " + line.replace("TEACHER", teacher).replace("DATA", "data.jsonl"))
+        shlex.split("diagnose teacher-logps " + line.replace("TEACHER", other_toy).replace("DATA", "data.jsonl"))
     )
     assert status == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("new*"))
 
 
-def test_rows_too_long_for_the_teacher_are_left_out_and_counted(file, rows, teacher, tmp_path, capsys):
+def test_rows_too_long_for_the_teacher_are_left_out_and_counted(file, rows, other_toy, tmp_path, capsys):
     data = file([*rows[:2], {"prompt": "p", "completion": "x" * 200}])
-    assert main(["diagnose", "teacher-logps", teacher, "--data", str(data), "--out", str(tmp_path / "new.jsonl")]) == 0
+    assert (
+        main(["diagnose", "teacher-logps", other_toy, "--data", str(data), "--out", str(tmp_path / "new.jsonl")]) == 0
+    )
     assert "1 rows left out: longer than the teacher's context (e.g. data.jsonl line 3)" in capsys.readouterr().out
     assert len((tmp_path / "new.jsonl").read_text().splitlines()) == 2

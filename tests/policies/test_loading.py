@@ -123,10 +123,8 @@ def test_a_file_is_not_a_folder(folder):
         LanguagePolicy.load(folder / "config.json")
 
 
-def test_names_that_look_like_folders(tmp_path, monkeypatch):
+def test_names_that_look_like_folders(tmp_path, monkeypatch, no_hub):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("./nowhere", "/no/where", "a/b/c", "runs/"):
         with pytest.raises(UsageError, match="There is no folder"):
             LanguagePolicy.load(name)

@@ -312,11 +312,10 @@ class Diversity(Part):
 
     eta: float = 1.0
     reads_action_gradient: ClassVar[bool] = True
+    formula: ClassVar[str] = "{eta:g} mean sum over i != j of cos(dQ_i/da, dQ_j/da) / (E - 1)"
 
     def __post_init__(self) -> None:
         check_within(self, 0, float("inf"), "eta")
-
-    formula: ClassVar[str] = "{eta:g} mean sum over i != j of cos(dQ_i/da, dQ_j/da) / (E - 1)"
 
     def __call__(self, m: Minibatch) -> Tensor:
         return self.eta * diversity(m.action_gradient())
